@@ -1,0 +1,374 @@
+"""Every option of a run, once: the command line, the batch and the app all read these classes.
+
+The classes are frozen and keyword-only, check themselves when made and have no side effects.
+Importing this module does not import torch. `to_dict` and `from_dict` are exact inverses through
+JSON; `run_key` names a run by everything that determines its result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import typing
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import tyro
+
+from .errors import ConfigError, PromptError
+
+ALGORITHM_VERSION = 1
+"""Raised whenever the same options would give another result than before."""
+
+MAX_PROMPT_CHARACTERS = 1000
+
+PresetName = Literal["fast", "balanced", "quality"]
+TeacherName = Literal["toybox"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+Format = Literal["glb", "obj"]
+
+
+def clean_prompt(text: str, name: str = "prompt") -> str:
+    """The prompt in Unicode NFC with runs of white space made one blank.
+
+    Raises PromptError for more than `MAX_PROMPT_CHARACTERS` and for control characters or bytes
+    that are no text.
+    """
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise PromptError(
+            f"the {name} has {len(text)} characters: shorten it to at most {MAX_PROMPT_CHARACTERS}"
+        )
+    text = unicodedata.normalize("NFC", " ".join(text.split()))
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            raise PromptError(
+                f"the {name} holds the control character U+{ord(character):04X}: remove it"
+            )
+    return text
+
+
+def _require(condition: bool, name: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {value!r}: {remedy}")
+
+
+def _require_number(
+    name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False
+) -> None:
+    inside = low < value <= high if open_low else low <= value <= high
+    bound = f"above {low:g}" if open_low else f"at least {low:g}"
+    if high < math.inf:
+        bound += f" and at most {high:g}"
+    _require(math.isfinite(value) and inside, name, value, f"give a number {bound}")
+
+
+def _require_range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
+    for value in pair:
+        _require_number(name, value, low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldOptions:
+    """The radiance field: a multi-resolution hash grid and a small MLP."""
+
+    n_levels: int = 8
+    """Levels of the hash grid."""
+    n_features: int = 2
+    """Features stored in each entry."""
+    log2_table_size: int = 15
+    """Most entries of one level, as a power of two."""
+    base_resolution: int = 8
+    """Cells along an axis at the coarsest level."""
+    finest_resolution: int = 128
+    """Cells along an axis at the finest level."""
+    hidden_dim: int = 32
+    """Width of the MLP's hidden layer."""
+
+    def __post_init__(self) -> None:
+        _require_number("--n-levels", self.n_levels, 1, 32)
+        _require(
+            self.n_features in (1, 2, 4, 8), "--n-features", self.n_features, "give 1, 2, 4, 8"
+        )
+        _require_number("--log2-table-size", self.log2_table_size, 4, 24)
+        _require_number("--base-resolution", self.base_resolution, 2, 512)
+        _require_number("--finest-resolution", self.finest_resolution, self.base_resolution, 8192)
+        _require_number("--hidden-dim", self.hidden_dim, 4, 1024)
+
+    @property
+    def per_level_scale(self) -> float:
+        """Growth of the resolution from one level to the next."""
+        if self.n_levels == 1:
+            return 1.0
+        return (self.finest_resolution / self.base_resolution) ** (1 / (self.n_levels - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizeConfig:
+    """The score distillation. Progress runs from 0 at the first step to 1 after the last."""
+
+    steps: int = 600
+    """Steps of the optimisation."""
+    guidance_scale: float = 4.0
+    """Classifier-free guidance: uncond + s (cond - uncond)."""
+    views_per_step: int = 2
+    """Cameras rendered in each step, stratified in azimuth."""
+    resolutions: tuple[int, ...] = (32, 64)
+    """Side of the rendered views in pixels, coarse to fine."""
+    resolution_milestones: tuple[float, ...] = (0.4,)
+    """Progress at which each next resolution begins."""
+    elevation_range_deg: tuple[float, float] = (-10.0, 60.0)
+    """Lowest and highest camera elevation in degrees."""
+    timestep_max: tuple[float, float] = (0.98, 0.48)
+    """Largest diffusion time at the start and at the end."""
+    timestep_min: tuple[float, float] = (0.4, 0.1)
+    """Smallest diffusion time at the start and at the end."""
+    encoding_learning_rate: float = 2e-2
+    """Adam's rate for the hash grid."""
+    mlp_learning_rate: float = 3e-3
+    """Adam's rate for the MLP."""
+    final_learning_rate: float = 0.1
+    """Both rates fall to this share of themselves."""
+    samples_per_ray: int = 64
+    """Most field samples along a ray."""
+    entropy_weight: float = 0.02
+    """Weight of the regulariser that makes opacities 0 or 1."""
+    orientation_weight: float = 0.0
+    """Weight of the penalty on normals that face away from the camera."""
+    normal_smoothness_weight: float = 0.0
+    """Weight of the penalty on normals that change from point to point."""
+    occupancy_resolution: int = 32
+    """Cells along an axis of the occupancy grid."""
+    occupancy_interval: int = 16
+    """Steps between updates of the occupancy grid."""
+    field: FieldOptions = field(default_factory=FieldOptions)
+
+    def __post_init__(self) -> None:
+        _require_number("--steps", self.steps, 1, 1_000_000)
+        _require_number("--guidance-scale", self.guidance_scale, 0, 1000)
+        _require_number("--views-per-step", self.views_per_step, 1, 64)
+        _require(
+            len(self.resolutions) > 0 and all(8 <= side <= 1024 for side in self.resolutions),
+            "--resolutions",
+            self.resolutions,
+            "give one or more sides of 8 to 1024 pixels",
+        )
+        _require(
+            len(self.resolution_milestones) == len(self.resolutions) - 1,
+            "--resolution-milestones",
+            self.resolution_milestones,
+            f"give {len(self.resolutions) - 1} numbers, one less than --resolutions",
+        )
+        _require(
+            all(0 <= share <= 1 for share in self.resolution_milestones)
+            and list(self.resolution_milestones) == sorted(self.resolution_milestones),
+            "--resolution-milestones",
+            self.resolution_milestones,
+            "give rising numbers in [0, 1]",
+        )
+        _require_range("--elevation-range-deg", self.elevation_range_deg, -89, 89)
+        _require(
+            self.elevation_range_deg[0] <= self.elevation_range_deg[1],
+            "--elevation-range-deg",
+            self.elevation_range_deg,
+            "give the lower elevation first",
+        )
+        _require_range("--timestep-max", self.timestep_max, 0, 1)
+        _require_range("--timestep-min", self.timestep_min, 0, 1)
+        _require(
+            all(
+                low <= high for low, high in zip(self.timestep_min, self.timestep_max, strict=True)
+            ),
+            "--timestep-min",
+            self.timestep_min,
+            f"give times not above --timestep-max {self.timestep_max}",
+        )
+        _require_number("--encoding-learning-rate", self.encoding_learning_rate, 0, 1)
+        _require_number("--mlp-learning-rate", self.mlp_learning_rate, 0, 1)
+        _require_number("--final-learning-rate", self.final_learning_rate, 0, 1)
+        _require_number("--samples-per-ray", self.samples_per_ray, 4, 4096)
+        _require_number("--entropy-weight", self.entropy_weight, 0)
+        _require_number("--orientation-weight", self.orientation_weight, 0)
+        _require_number("--normal-smoothness-weight", self.normal_smoothness_weight, 0)
+        _require_number("--occupancy-resolution", self.occupancy_resolution, 4, 512)
+        _require_number("--occupancy-interval", self.occupancy_interval, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """The mesh and its files."""
+
+    formats: tuple[Format, ...] = ("glb", "obj")
+    """Mesh files to write."""
+    max_faces: int = 40_000
+    """Most triangles of the mesh."""
+    texture_size: int = 1024
+    """Side of the baked texture in pixels; 0 stores one colour per vertex instead."""
+    mesh_resolution: int = 128
+    """Cells along an axis of the grid on which the surface is found."""
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.formats) > 0 and len(set(self.formats)) == len(self.formats),
+            "--formats",
+            self.formats,
+            "give glb, obj or both, each once",
+        )
+        for name in self.formats:
+            _require(name in get_args(Format), "--formats", name, "give glb, obj or both")
+        _require_number("--max-faces", self.max_faces, 100, 10_000_000)
+        _require(
+            self.texture_size == 0 or 64 <= self.texture_size <= 8192,
+            "--texture-size",
+            self.texture_size,
+            "give 64 to 8192 pixels, or 0 for vertex colours",
+        )
+        _require_number("--mesh-resolution", self.mesh_resolution, 16, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """One prompt's way to a mesh."""
+
+    prompt: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress]
+    negative_prompt: str = ""
+    """What the object should not be."""
+    seed: int = 0
+    """Seed of all randomness."""
+    preset: PresetName = "balanced"
+    """Named set of options; options given beside it win."""
+    teacher: TeacherName = "toybox"
+    """The diffusion model that judges the renders."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+    out: Path = Path("outputs")
+    """Folder in which the run's own folder is made."""
+    checkpoint_seconds: float = 30.0
+    """Seconds between checkpoints."""
+    optimize: OptimizeConfig = field(default_factory=OptimizeConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        prompt = clean_prompt(self.prompt)
+        if not prompt:
+            raise PromptError('the prompt is empty: say what to make, e.g. "a red mushroom"')
+        object.__setattr__(self, "prompt", prompt)
+        negative = clean_prompt(self.negative_prompt, "negative prompt")
+        object.__setattr__(self, "negative_prompt", negative)
+        _require_number("--seed", self.seed, 0, 2**63 - 1)
+        for name, allowed in (
+            ("preset", PresetName),
+            ("teacher", TeacherName),
+            ("device", DeviceName),
+        ):
+            choices = get_args(allowed)
+            _require(
+                getattr(self, name) in choices,
+                f"--{name}",
+                getattr(self, name),
+                f"give one of {', '.join(choices)}",
+            )
+        _require_number("--checkpoint-seconds", self.checkpoint_seconds, 0, open_low=True)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain values for JSON; paths become text, tuples lists."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(config)
+
+
+def from_dict(data: object) -> GenerateConfig:
+    """The config that `to_dict` made `data` from.
+
+    Raises ConfigError that names the field for unknown and missing fields, wrong types and values
+    out of range.
+    """
+    return _build(GenerateConfig, data, "config")
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`, at the place `where` of the document."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _build(get_args(kind)[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, where)
+    if origin is Literal:
+        choices = get_args(kind)
+        _require(value in choices, where, value, f"give one of {', '.join(map(str, choices))}")
+        return value
+    if origin is tuple:
+        _require(isinstance(value, (list, tuple)), where, value, "give a list")
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        _require(len(value) == len(kinds), where, value, f"give {len(kinds)} values")
+        items = zip(kinds, value, strict=True)
+        return tuple(_build(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(items))
+    if kind is Path:
+        _require(isinstance(value, str), where, value, "give a path as text")
+        return Path(value)
+    if kind is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _require(number, where, value, "give a number")
+        return float(value)
+    right = type(value) is kind
+    _require(right, where, value, f"give a value of type {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _require(isinstance(value, Mapping), where, value, "give an object with its fields")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [f.name for f in dataclasses.fields(kind)]
+    for name in value:
+        _require(name in names, where, name, "no such field; was it written by another version?")
+    for name in names:
+        _require(name in value, where, name, "field missing; was it written by another version?")
+    return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no blanks: equal values give equal text."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def run_key(config: GenerateConfig, weights_sha256: str) -> str:
+    """Twelve hex digits that name everything which determines the result of a run.
+
+    The place where it is written and the interval of checkpoints do not.
+    """
+    options = to_dict(config)
+    del options["out"], options["checkpoint_seconds"]
+    document = {
+        "algorithm": ALGORITHM_VERSION,
+        "config": options,
+        "weights_sha256": weights_sha256,
+    }
+    return hashlib.sha256(canonical_json(document).encode()).hexdigest()[:12]
+
+
+def slug(prompt: str) -> str:
+    """At most 40 characters a-z, 0-9 and hyphens that remind of the prompt, safe in any path."""
+    ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    text = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")
+    return text[:40].rstrip("-") or "prompt"
+
+
+def folder_name(config: GenerateConfig, weights_sha256: str) -> str:
+    """`<slug>-<key>`: the name of a run's folder."""
+    return f"{slug(config.prompt)}-{run_key(config, weights_sha256)}"

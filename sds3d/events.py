@@ -1,0 +1,108 @@
+"""What a run tells its listeners: progress, warnings, previews, the result.
+
+The loop and the pipeline emit these values and know nothing of terminals or browsers. Each
+becomes one line of JSON, `{"event": "<name in lower case>", ...}`; numbers that JSON cannot hold
+(NaN, infinities) become null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class _Event:
+    def to_dict(self) -> dict[str, Any]:
+        fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"event": type(self).__name__.lower(), **fields}
+
+    def to_json(self) -> str:
+        """The event as one line of JSON, without a line end."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Stage(_Event):
+    """A stage of the pipeline begins ("teacher", "optimize", "mesh", "export")."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(_Event):
+    """One step of the optimisation is done.
+
+    `timestep` is the mean diffusion time of the step in [0, 1], `opacity` the mean rendered
+    opacity in [0, 1], `agreement` how well the teacher's prediction agrees with the render (None
+    where it was not computed), `samples` the number of field samples, `resolution` the side of
+    the rendered views in pixels.
+    """
+
+    step: int
+    steps: int
+    timestep: float
+    opacity: float
+    step_seconds: float
+    eta_seconds: float
+    agreement: float | None = None
+    samples: int | None = None
+    resolution: int | None = None
+
+
+@dataclass(frozen=True)
+class Warning(_Event):
+    """Something unexpected that the run could deal with."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Health(_Event):
+    """The state of the field in plain words (empty, fog, fills the box)."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Preview(_Event):
+    """A picture of the object as it is now was written to `path`."""
+
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(_Event):
+    """The run is finished: its folder and the content of its result.json."""
+
+    folder: Path
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure(_Event):
+    """The command ends without a result."""
+
+    text: str
+    exit_code: int
+
+
+Event = Stage | Step | Warning | Health | Preview | Result | Failure
+Listener = Callable[[Event], None]

@@ -1,0 +1,54 @@
+"""Named instances of the options. An option given beside a preset wins over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .config import FieldOptions, GenerateConfig, MeshConfig, OptimizeConfig, PresetName
+from .errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The options that a preset sets; every other option keeps its default."""
+
+    optimize: OptimizeConfig
+    mesh: MeshConfig
+
+
+FAST = Preset(
+    optimize=OptimizeConfig(steps=300, samples_per_ray=48),
+    mesh=MeshConfig(mesh_resolution=96, max_faces=20_000, texture_size=512),
+)
+"""A first look."""
+
+BALANCED = Preset(optimize=OptimizeConfig(), mesh=MeshConfig())
+"""The default."""
+
+QUALITY = Preset(
+    optimize=OptimizeConfig(
+        steps=1500,
+        samples_per_ray=96,
+        field=FieldOptions(n_levels=12, log2_table_size=16, finest_resolution=256),
+    ),
+    mesh=MeshConfig(mesh_resolution=192, texture_size=2048),
+)
+"""The most that the teacher gives."""
+
+PRESETS: dict[PresetName, Preset] = {"fast": FAST, "balanced": BALANCED, "quality": QUALITY}
+
+
+def generate_config(
+    preset: PresetName = "balanced", *, prompt: str, **options: Any
+) -> GenerateConfig:
+    """The config of a preset for one prompt; `options` are fields of GenerateConfig.
+
+    Raises ConfigError for an unknown preset or an option out of range, PromptError for a prompt
+    that cannot be used.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset is {preset!r}: give one of {', '.join(PRESETS)}")
+    chosen = PRESETS[preset]
+    fields: dict[str, Any] = {"optimize": chosen.optimize, "mesh": chosen.mesh, **options}
+    return GenerateConfig(prompt=prompt, preset=preset, **fields)
