@@ -79,6 +79,12 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
+def is_write_error(error: OSError, folder: Path) -> bool:
+    """Whether the system refused a write under `folder`, rather than something else going wrong."""
+    named = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)
+    return named or error.errno in _DISK_FULL
+
+
 def output_error(error: OSError, folder: Path) -> OutputError:
     """The named error for a write under `folder` that the system refused."""
     if error.errno in _DISK_FULL:

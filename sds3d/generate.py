@@ -1,0 +1,344 @@
+"""From a prompt to the files of a textured mesh: the whole pipeline, top to bottom.
+
+`generate` makes a run's folder and fills it, `resume` goes on with a folder that was interrupted,
+`export_run` makes the mesh of a finished run anew with other formats or sizes. All three take the
+parts that do the work as arguments, so that tests and other programs can put in their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .atomic import make_writable_folder
+from .config import ALGORITHM_VERSION, DeviceName, Format, GenerateConfig, MeshConfig, to_dict
+from .errors import ConfigError, Interrupted, RunError, TeacherError
+from .events import Listener, Result, Stage, Warning
+from .runs import CheckpointFile, RunFolder, ignore_event
+
+if TYPE_CHECKING:
+    from .optimize import Optimized
+
+ShouldStop = Callable[[], bool]
+
+
+class Teacher(Protocol):
+    """What the pipeline itself needs of a teacher; the loop and the preview need more."""
+
+    @property
+    def weights_sha256(self) -> str: ...
+
+    def check_prompt(self, prompt: str) -> object:
+        """Raise an error that names the words which the teacher does not know."""
+        ...
+
+
+class Optimize(Protocol):
+    """The loop; see `sds3d.optimize.optimize`."""
+
+    def __call__(
+        self,
+        config: GenerateConfig,
+        teacher: Any,
+        *,
+        checkpoint: CheckpointFile | None,
+        on_event: Listener,
+        should_stop: ShouldStop,
+    ) -> Optimized: ...
+
+
+class WriteFiles(Protocol):
+    """Mesh and export: fills `folder` and returns what it measured, "mesh" and "iso_iou" at least.
+
+    Emits the stages "mesh" and "export" and returns their wall time under "seconds".
+    """
+
+    def __call__(
+        self, optimized: Optimized, config: GenerateConfig, folder: Path, on_event: Listener
+    ) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The parts of the pipeline that do the work."""
+
+    load_teacher: Callable[[GenerateConfig], Teacher]
+    optimize: Optimize
+    write_files: WriteFiles
+
+
+def standard_parts() -> Parts:
+    """The teacher, the loop and the export of this program. Imports torch."""
+    from .optimize import optimize
+    from .teachers import load_teacher
+    from .write_files import write_files
+
+    return Parts(load_teacher=load_teacher, optimize=optimize, write_files=write_files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A finished run: its folder and the content of its result.json."""
+
+    folder: Path
+    result: dict[str, Any]
+
+
+def never_stop() -> bool:
+    """A `should_stop` for runs that nobody interrupts."""
+    return False
+
+
+def generate(
+    config: GenerateConfig,
+    *,
+    on_event: Listener = ignore_event,
+    should_stop: ShouldStop = never_stop,
+    overwrite: bool = False,
+    parts: Parts | None = None,
+) -> Generated:
+    """Make the mesh of a prompt in `config.out/<slug>-<key>/`.
+
+    A folder that is already done is returned as it is, one with a checkpoint is continued;
+    `overwrite` starts it anew. `should_stop` is asked after every step: when it says yes, a
+    checkpoint is kept and Interrupted raised. Raises the errors of `sds3d.errors`.
+    """
+    make_writable_folder(config.out)
+    parts = parts or standard_parts()
+    config = dataclasses.replace(config, device=resolve_device(config.device))
+    started = time.perf_counter()
+    on_event(Stage("teacher"))
+    teacher = _load_teacher(parts, config)
+    seconds = {"teacher": time.perf_counter() - started}
+    run = RunFolder.create(config, teacher.weights_sha256, on_event)
+    with run.locked(), _interruptible(run):
+        result = run.result()
+        if not overwrite and result is not None and _is_done(run, result):
+            return _finished(run, result, on_event)
+        run.start(overwrite=overwrite)
+        return _complete(run, config, teacher, parts, seconds, should_stop)
+
+
+def resume(
+    path: Path,
+    *,
+    device: DeviceName = "auto",
+    on_event: Listener = ignore_event,
+    should_stop: ShouldStop = never_stop,
+    parts: Parts | None = None,
+) -> Generated:
+    """Go on with the run in the folder `path` with the options that it was started with.
+
+    `device` other than "auto" moves the run to that device; its result is then no longer
+    bit-identical to an uninterrupted one. Raises the errors of `sds3d.errors`.
+    """
+    run = RunFolder.open(path, on_event)
+    make_writable_folder(path)
+    parts = parts or standard_parts()
+    config = _on_device(run, device)
+    with run.locked(), _interruptible(run):
+        result = run.result()
+        if result is not None and not run.verify():
+            return _finished(run, result, on_event)
+        started = time.perf_counter()
+        run.emit(Stage("teacher"))
+        teacher = _load_same_teacher(parts, run, config)
+        seconds = {"teacher": time.perf_counter() - started}
+        return _complete(run, config, teacher, parts, seconds, should_stop)
+
+
+def export_run(
+    path: Path,
+    *,
+    formats: tuple[Format, ...] | None = None,
+    max_faces: int | None = None,
+    texture_size: int | None = None,
+    device: DeviceName = "auto",
+    on_event: Listener = ignore_event,
+    parts: Parts | None = None,
+) -> Generated:
+    """Replace the files of the finished run in `path`; an option that is None stays as it was.
+
+    The field comes from the run's checkpoint, so nothing is optimised again. Raises RunError where
+    the run is not finished, and the other errors of `sds3d.errors`.
+    """
+    run = RunFolder.open(path, on_event)
+    given = {"formats": formats, "max_faces": max_faces, "texture_size": texture_size}
+    given = {name: value for name, value in given.items() if value is not None}
+    mesh: MeshConfig = dataclasses.replace(run.config.mesh, **given)
+    make_writable_folder(path)
+    with run.locked():
+        before = run.result()
+        if before is None or not run.checkpoint.exists():
+            raise RunError(
+                f"the run in {path} is not finished or its checkpoint is gone: "
+                "complete it first with: sds3d generate --resume"
+            )
+        parts = parts or standard_parts()
+        config = dataclasses.replace(_on_device(run, device), mesh=mesh)
+        teacher = _load_same_teacher(parts, run, config)
+        # The loop finds its last step in the checkpoint and returns at once.
+        optimized = parts.optimize(
+            config,
+            teacher,
+            checkpoint=run.checkpoint,
+            on_event=run.emit,
+            should_stop=lambda: True,
+        )
+        if optimized.step < config.optimize.steps:
+            raise RunError(
+                f"the checkpoint in {path} stands at step {optimized.step} of "
+                f"{config.optimize.steps}: complete the run first with: sds3d generate --resume"
+            )
+        kept = {name: before[name] for name in ("seconds", "health", "steps") if name in before}
+        with run.staging() as staging:
+            made = parts.write_files(optimized, config, staging, run.emit)
+            seconds = {**kept.pop("seconds", {}), **made.pop("seconds", {})}
+            seconds.pop("total", None)
+            report = {**_report(run, config, optimized), **kept, **made, "seconds": seconds}
+            return _finished(run, run.publish(staging, report), run.emit)
+
+
+def resolve_device(name: DeviceName) -> DeviceName:
+    """ "cpu" or "cuda"; "auto" is CUDA where torch finds a device. Imports torch."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device is cuda but torch finds no CUDA device: use --device cpu")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _on_device(run: RunFolder, device: DeviceName) -> GenerateConfig:
+    """The run's options for the device it was started on, or for another that was asked for."""
+    resolved = resolve_device(run.config.device if device == "auto" else device)
+    if resolved != run.config.device:
+        text = f"the run began on {run.config.device} and goes on on {resolved}"
+        run.emit(Warning(f"{text}: its result will differ a little from an uninterrupted one"))
+    return dataclasses.replace(run.config, device=resolved)
+
+
+def _load_teacher(parts: Parts, config: GenerateConfig) -> Teacher:
+    teacher = parts.load_teacher(config)
+    teacher.check_prompt(config.prompt)
+    return teacher
+
+
+def _load_same_teacher(parts: Parts, run: RunFolder, config: GenerateConfig) -> Teacher:
+    teacher = _load_teacher(parts, config)
+    if teacher.weights_sha256 != run.weights_sha256:
+        raise TeacherError(
+            f"the teacher's weights ({teacher.weights_sha256[:12]}) are not those that the run in "
+            f"{run.path} began with ({run.weights_sha256[:12]}): generate the prompt anew"
+        )
+    return teacher
+
+
+def _is_done(run: RunFolder, result: dict[str, Any]) -> bool:
+    same = result.get("config", {}).get("mesh") == to_dict(run.config.mesh)
+    return same and not run.verify()
+
+
+def _complete(
+    run: RunFolder,
+    config: GenerateConfig,
+    teacher: Teacher,
+    parts: Parts,
+    seconds: dict[str, float],
+    should_stop: ShouldStop,
+) -> Generated:
+    """Optimise from the checkpoint on, if there is one, then mesh, export and result.json."""
+    _stop_if_asked(run, should_stop)
+    started = time.perf_counter()
+    run.emit(Stage("optimize"))
+    optimized = parts.optimize(
+        config,
+        teacher,
+        checkpoint=run.checkpoint,
+        on_event=run.emit,
+        should_stop=should_stop,
+    )
+    if optimized.stopped:
+        raise Interrupted(run.path)
+    seconds = {**seconds, "optimize": time.perf_counter() - started}
+    with run.staging() as staging:
+        made = parts.write_files(optimized, config, staging, run.emit)
+        _stop_if_asked(run, should_stop)
+        seconds.update(made.pop("seconds", {}))
+        seconds["total"] = sum(seconds.values())
+        report = {**_report(run, config, optimized), **made, "seconds": seconds}
+        return _finished(run, run.publish(staging, report), run.emit)
+
+
+def _finished(run: RunFolder, result: dict[str, Any], emit: Listener) -> Generated:
+    emit(Result(folder=run.path, result=result))
+    return Generated(folder=run.path, result=result)
+
+
+def _stop_if_asked(run: RunFolder, should_stop: ShouldStop) -> None:
+    if should_stop():
+        raise Interrupted(run.path)
+
+
+@contextlib.contextmanager
+def _interruptible(run: RunFolder) -> Iterator[None]:
+    """A second Ctrl-C, outside the loop's reach, loses nothing that was saved either."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(run.path) from error
+
+
+def _report(run: RunFolder, config: GenerateConfig, optimized: Optimized) -> dict[str, Any]:
+    """The part of result.json that the pipeline itself knows."""
+    import torch
+
+    return {
+        "version": version("sds3d"),
+        "algorithm": ALGORITHM_VERSION,
+        "key": run.key,
+        "prompt": config.prompt,
+        "negative_prompt": config.negative_prompt,
+        "seed": config.seed,
+        "preset": config.preset,
+        "teacher": {"name": config.teacher, "weights_sha256": run.weights_sha256},
+        "config": to_dict(config),
+        "steps": optimized.step,
+        "optimize_seconds": dict(optimized.seconds),
+        "health": list(optimized.health),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "machine": {
+            "device": config.device,
+            "device_name": torch.cuda.get_device_name()
+            if config.device == "cuda"
+            else platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """Most memory that this process has held: of the machine, and of the CUDA device if used."""
+    import torch
+
+    peak: dict[str, int] = {}
+    if sys.platform != "win32":
+        import resource
+
+        # Linux counts in KiB, macOS in bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if torch.cuda.is_available():
+        peak["cuda"] = torch.cuda.max_memory_allocated()
+    return peak

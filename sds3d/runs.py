@@ -1,0 +1,388 @@
+"""A run's folder: its options, its checkpoints, its log and, last of all, its result.
+
+    <slug>-<key>/
+        config.json                  the resolved options, the weights' hash, the key
+        events.jsonl                 every event but single steps, one line each
+        checkpoint-000007.safetensors, .json   and the one before
+        mesh.glb, preview.png, ...   the files
+        result.json                  written last; names the SHA-256 of each file
+
+A run is done when result.json is there and every file that it names has the recorded hash. The
+folder is the only truth: nothing else is kept anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .atomic import PARTIAL_SUFFIX, make_writable_folder, sha256_file, write_atomic
+from .config import (
+    ALGORITHM_VERSION,
+    GenerateConfig,
+    canonical_json,
+    folder_name,
+    from_dict,
+    run_key,
+    to_dict,
+)
+from .errors import (
+    ConfigError,
+    CorruptCheckpoint,
+    PromptError,
+    RunError,
+    RunLocked,
+    is_write_error,
+    output_error,
+)
+from .events import Event, Listener, Step, Warning
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d{6,})\.json")
+
+
+def ignore_event(_: Event) -> None:
+    """A listener that listens to nothing."""
+
+
+class CheckpointFile:
+    """The state of a loop in a folder: named tensors and a JSON document beside them.
+
+    Each save writes a new pair `checkpoint-<n>.safetensors`, `checkpoint-<n>.json`; the JSON is
+    written last, names the SHA-256 of the tensors' file and of itself, and makes the pair count.
+    The pair before is kept, so there is a whole one at every moment.
+    """
+
+    def __init__(self, folder: Path, on_event: Listener = ignore_event) -> None:
+        self.folder = folder
+        self._on_event = on_event
+
+    def exists(self) -> bool:
+        """Whether anything was saved, whole or not."""
+        return bool(self._numbers())
+
+    def save(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Save the state; until this returns, the state saved before stays loadable.
+
+        `meta` must be what JSON can hold without loss (finite numbers, text keys). Raises
+        OutputError where the disk is full or the folder cannot be written, ValueError for a `meta`
+        that JSON cannot hold.
+        """
+        import safetensors.torch
+
+        numbers = self._numbers()
+        number = numbers[0] + 1 if numbers else 1
+        copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+        data = safetensors.torch.save(copies)
+        document = {"meta": dict(meta), "tensors_sha256": hashlib.sha256(data).hexdigest()}
+        text = _sealed(document)
+        try:
+            write_atomic(self._path(number, "safetensors"), data)
+            write_atomic(self._path(number, "json"), text.encode())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._path(number, "safetensors").unlink(missing_ok=True)
+            raise output_error(error, self.folder) from error
+        self._remove_all_but(number, *numbers[:1])
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest whole state as (tensors on the CPU, meta), None where nothing was saved.
+
+        A damaged state is reported as a Warning event and the one before it is taken. Raises
+        CorruptCheckpoint where every state is damaged.
+        """
+        damage = ""
+        for number in self._numbers():
+            try:
+                state = self._load(number)
+            except CorruptCheckpoint as error:
+                damage = damage or str(error)
+                continue
+            if damage:
+                self._on_event(Warning(f"{damage}; continuing from the checkpoint before it"))
+                # So that the damaged one is never taken for the spare of the next.
+                self._remove_all_but(number)
+            return state
+        if damage:
+            raise CorruptCheckpoint(
+                f"{damage} and no earlier one is whole: start anew with --overwrite"
+            )
+        return None
+
+    def clear(self) -> None:
+        """Forget every state."""
+        self._remove_all_but()
+
+    def _load(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        import safetensors.torch
+
+        path = self._path(number, "safetensors")
+        try:
+            document = _unsealed(self._path(number, "json").read_bytes())
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise CorruptCheckpoint(f"the checkpoint {path.name} is missing") from None
+        except OSError as error:
+            raise RunError(f"cannot read {path} ({error.strerror})") from error
+        except ValueError as error:
+            raise CorruptCheckpoint(
+                f"the checkpoint {path.with_suffix('.json').name} is damaged"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
+            raise CorruptCheckpoint(f"the checkpoint {path.name} is damaged (its hash differs)")
+        return safetensors.torch.load(data), document["meta"]
+
+    def _path(self, number: int, suffix: str) -> Path:
+        return self.folder / f"checkpoint-{number:06d}.{suffix}"
+
+    def _numbers(self) -> list[int]:
+        """The numbers of the states that count, newest first."""
+        if not self.folder.is_dir():
+            return []
+        found = (_CHECKPOINT_NAME.fullmatch(name) for name in os.listdir(self.folder))
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def _remove_all_but(self, *kept: int) -> None:
+        names = {
+            self._path(number, suffix) for number in kept for suffix in ("json", "safetensors")
+        }
+        # The JSON first: without it a pair does not count.
+        for pattern in ("checkpoint-*.json", "checkpoint-*.safetensors"):
+            for path in self.folder.glob(pattern):
+                if path not in names:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+        for path in self.folder.glob(f".checkpoint-*{PARTIAL_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _sealed(document: dict[str, Any]) -> str:
+    """Canonical JSON of the document with its own SHA-256 inside."""
+    digest = hashlib.sha256(canonical_json(document).encode()).hexdigest()
+    return canonical_json({**document, "sha256": digest})
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    """The document that `_sealed` made `data` from; ValueError if any byte differs."""
+    document = json.loads(data)
+    if not isinstance(document, dict) or "sha256" not in document:
+        raise ValueError("not a sealed document")
+    del document["sha256"]
+    if _sealed(document).encode() != data:
+        raise ValueError("the hash differs")
+    return document
+
+
+class RunFolder:
+    """A run's folder, opened by `create` or `open`; work in it only inside `locked()`."""
+
+    def __init__(
+        self, path: Path, config: GenerateConfig, weights_sha256: str, on_event: Listener
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.weights_sha256 = weights_sha256
+        self._listener = on_event
+        self.checkpoint = CheckpointFile(path, self.emit)
+
+    @classmethod
+    def create(
+        cls, config: GenerateConfig, weights_sha256: str, on_event: Listener = ignore_event
+    ) -> RunFolder:
+        """The folder of this request below `config.out`, made if it is not there.
+
+        Raises OutputError where it cannot be made or written.
+        """
+        path = config.out / folder_name(config, weights_sha256)
+        make_writable_folder(path)
+        return cls(path, config, weights_sha256, on_event)
+
+    @classmethod
+    def open(cls, path: Path, on_event: Listener = ignore_event) -> RunFolder:
+        """An existing run's folder. Raises RunError where it is none or was changed by hand."""
+        try:
+            document = json.loads((path / "config.json").read_bytes())
+            config = from_dict(document["config"])
+            weights_sha256, key = document["weights_sha256"], document["key"]
+        except OSError as error:
+            raise RunError(
+                f"{path} is not a run's folder (no readable config.json): "
+                "give a folder that sds3d generate made"
+            ) from error
+        except (ValueError, KeyError, TypeError, ConfigError, PromptError) as error:
+            raise RunError(f"{path / 'config.json'} is damaged: {_one_line(error)}") from error
+        if not isinstance(weights_sha256, str) or key != run_key(config, weights_sha256):
+            raise RunError(
+                f"{path / 'config.json'} does not match its key: it was changed by hand or made "
+                "by another version; generate the prompt anew"
+            )
+        # The folder may have been moved since.
+        config = dataclasses.replace(config, out=path.parent)
+        return cls(path, config, weights_sha256, on_event)
+
+    @property
+    def key(self) -> str:
+        """The run's name, from everything that determines its result."""
+        return run_key(self.config, self.weights_sha256)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against every other process; the system lets go if this one dies.
+
+        Raises RunLocked where another process holds it, OutputError where it cannot be written.
+        """
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise output_error(error, self.path) from error
+        try:
+            if not _try_lock(descriptor):
+                raise RunLocked(
+                    f"another process is working in {self.path}: wait for it or stop it"
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
+    def start(self, *, overwrite: bool = False) -> None:
+        """Write config.json; with `overwrite`, first forget what earlier attempts left."""
+        if overwrite:
+            self._remove_result()
+            self.checkpoint.clear()
+            (self.path / "events.jsonl").unlink(missing_ok=True)
+        self._write_json(
+            "config.json",
+            {
+                "algorithm": ALGORITHM_VERSION,
+                "config": to_dict(self.config),
+                "key": self.key,
+                "weights_sha256": self.weights_sha256,
+            },
+        )
+
+    def emit(self, event: Event) -> None:
+        """Log the event and pass it on to the run's listener."""
+        if not isinstance(event, Step):
+            try:
+                with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(event.to_json() + "\n")
+            except OSError as error:
+                raise output_error(error, self.path) from error
+        self._listener(event)
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """An empty folder on the same disk, for files that are not yet checked; removed after."""
+        folder = self.path / f".files{PARTIAL_SUFFIX}"
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        except OSError as error:
+            raise output_error(error, self.path) from error
+        try:
+            yield folder
+        except OSError as error:
+            if not is_write_error(error, self.path):
+                raise
+            raise output_error(error, self.path) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, staging: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the files of `staging` their names and write result.json with their hashes.
+
+        Returns the result with "files" added. Between the first rename and the last write the run
+        counts as not done, and is made again from its checkpoint.
+        """
+        names = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
+        try:
+            self._remove_result()
+            for name in names:
+                target = self.path / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(staging / name, target)
+            hashes = {name: sha256_file(self.path / name) for name in ["config.json", *names]}
+        except OSError as error:
+            raise output_error(error, self.path) from error
+        document = {**result, "files": hashes}
+        self._write_json("result.json", document)
+        return document
+
+    def result(self) -> dict[str, Any] | None:
+        """The content of result.json, None where the run is not done or the file is damaged."""
+        try:
+            document = json.loads((self.path / "result.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return document if isinstance(document, dict) else None
+
+    def verify(self) -> list[str]:
+        """What is missing for the run to count as done, in words; empty when it is done."""
+        result = self.result()
+        if result is None:
+            return ["result.json is missing or damaged"]
+        files = result.get("files")
+        if not isinstance(files, dict) or not files:
+            return ["result.json names no files"]
+        problems = []
+        for name, digest in files.items():
+            path = self.path / name
+            if not path.is_file():
+                problems.append(f"{name} is missing")
+            elif sha256_file(path) != digest:
+                problems.append(f"{name} was changed")
+        return problems
+
+    def _remove_result(self) -> None:
+        """Forget the result and its files, so that none stays that the next result lacks."""
+        result = self.result()
+        (self.path / "result.json").unlink(missing_ok=True)
+        files = result.get("files") if result else None
+        for name in files if isinstance(files, dict) else ():
+            inside = re.fullmatch(r"[\w-][\w.-]*", name) is not None
+            if inside and name != "config.json":
+                (self.path / name).unlink(missing_ok=True)
+
+    def _write_json(self, name: str, document: Mapping[str, Any]) -> None:
+        text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        try:
+            write_atomic(self.path / name, (text + "\n").encode())
+        except OSError as error:
+            raise output_error(error, self.path) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
