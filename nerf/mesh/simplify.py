@@ -45,7 +45,7 @@ def decimate(
         return vertices, faces
     simplified = fast_simplification.simplify(
         np.ascontiguousarray(vertices, dtype=np.float64),
-        np.ascontiguousarray(faces, dtype=np.int64),
+        np.ascontiguousarray(faces, dtype=np.int32),
         target_count=max_faces,
         agg=5,
     )
