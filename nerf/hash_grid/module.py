@@ -5,15 +5,56 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nerf.hash_grid import reference
+from nerf.hash_grid import numba_cpu, reference, tinycudann
 from nerf.hash_grid.config import HashGridConfig
 
 Backend = Literal["auto", "numba", "torch", "tinycudann"]
 
+_ENCODE = {
+    "numba": numba_cpu.encode,
+    "torch": reference.encode,
+    "tinycudann": tinycudann.encode,
+}
 
-def choose_backend(backend: Backend, device: torch.device) -> tuple[Backend, str]:
-    """The backend that computes tables on this device, and the reason in plain words."""
-    return "torch", f"the torch reference, for tables on {device.type}"
+
+def choose_backend(
+    backend: Backend, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Literal["numba", "torch", "tinycudann"], str]:
+    """The backend that computes tables of this device and dtype, and the reason in plain words.
+
+    Raises ValueError for a backend that cannot, RuntimeError for one that is not installed.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend is {backend!r}; choose one of {get_args(Backend)}.")
+    numba_fits = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+    tinycudann_fits = device.type == "cuda" and dtype == torch.float32
+    if backend == "torch":
+        return "torch", "asked for"
+    if backend == "numba":
+        if not numba_fits:
+            raise ValueError(
+                f'backend "numba" computes float32 and float64 tables on a CPU, not {dtype} on '
+                f'{device.type}; choose "auto" or "torch".'
+            )
+        return "numba", "asked for"
+    if backend == "tinycudann":
+        module, reason = tinycudann.load()
+        if module is None:
+            raise RuntimeError(f'backend "tinycudann" is not available: {reason}; choose "auto".')
+        if not tinycudann_fits:
+            raise ValueError(
+                f'backend "tinycudann" computes float32 tables on CUDA, not {dtype} on '
+                f'{device.type}; choose "auto" or "torch".'
+            )
+        return "tinycudann", "asked for"
+    if numba_fits:
+        return "numba", "compiled loops, the fastest on a CPU"
+    if tinycudann_fits:
+        module, reason = tinycudann.load()
+        if module is not None:
+            return "tinycudann", reason
+        return "torch", f"plain torch on {device.type}: {reason}"
+    return "torch", f"plain torch, the one backend for {dtype} on {device.type}"
 
 
 class HashGrid(nn.Module):
@@ -34,8 +75,9 @@ class HashGrid(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if backend not in get_args(Backend):
-            raise ValueError(f"backend is {backend!r}; choose one of {get_args(Backend)}.")
+        # An unknown name or a missing package shows here; devices may still change.
+        if backend not in ("auto", "numba", "torch"):
+            choose_backend(backend, torch.device("cuda"))
         if generator is None:
             generator = torch.Generator().manual_seed(0)
         self.config = config
@@ -65,4 +107,5 @@ class HashGrid(nn.Module):
             raise ValueError(
                 f"points are on {points.device} but the table is on {self.table.device}; move one."
             )
-        return reference.encode(points, self.table, self.config)
+        name, _ = choose_backend(self.backend, self.table.device, self.table.dtype)
+        return _ENCODE[name](points, self.table, self.config)
