@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import typing
 import unicodedata
 from collections.abc import Mapping
@@ -134,8 +135,8 @@ class OptimizeConfig:
     """Adam's rate for the MLP."""
     final_learning_rate: float = 0.1
     """Both rates fall to this share of themselves."""
-    samples_per_ray: int = 64
-    """Most field samples along a ray."""
+    step_size: float = 0.03
+    """Length of one interval along a ray, in world units (the box has sides of 2)."""
     entropy_weight: float = 0.02
     """Weight of the regulariser that makes opacities 0 or 1."""
     orientation_weight: float = 0.0
@@ -191,7 +192,7 @@ class OptimizeConfig:
         _require_number("--encoding-learning-rate", self.encoding_learning_rate, 0, 1)
         _require_number("--mlp-learning-rate", self.mlp_learning_rate, 0, 1)
         _require_number("--final-learning-rate", self.final_learning_rate, 0, 1)
-        _require_number("--samples-per-ray", self.samples_per_ray, 4, 4096)
+        _require_number("--step-size", self.step_size, 1e-3, 1)
         _require_number("--entropy-weight", self.entropy_weight, 0)
         _require_number("--orientation-weight", self.orientation_weight, 0)
         _require_number("--normal-smoothness-weight", self.normal_smoothness_weight, 0)
@@ -322,7 +323,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return Path(value)
     if kind is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _require(number, where, value, "give a number")
+        _require(number and abs(value) <= sys.float_info.max, where, value, "give a number")
         return float(value)
     right = type(value) is kind
     _require(right, where, value, f"give a value of type {getattr(kind, '__name__', kind)}")

@@ -1,0 +1,352 @@
+"""The command line: `sds3d generate "a red mushroom"`, and what goes with it.
+
+stdout carries data and nothing else: a command's last line is its answer (a folder, a file), or
+with `--json` every event is one line of JSON and the last of them the result. Progress and errors
+go to stderr. Exit codes: 0 done, 1 a defect of the program, 2 a request that cannot be carried
+out, 130 stopped by Ctrl-C, 143 by SIGTERM.
+
+Only the command that was asked for is imported, and torch only after its options were checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from .errors import (
+    EXIT_INTERNAL,
+    EXIT_OK,
+    EXIT_SIGINT,
+    EXIT_SIGTERM,
+    EXIT_USAGE,
+    BadInput,
+    ConfigError,
+    Interrupted,
+    Sds3dError,
+)
+
+if TYPE_CHECKING:
+    from .events import Event
+    from .generate import Generated
+
+HELP = """\
+usage: sds3d COMMAND ...
+
+Type a prompt, get a textured mesh.
+
+  sds3d generate PROMPT        make a mesh (GLB, OBJ), a turntable and a contact sheet
+  sds3d export RUN             make a finished run's mesh anew in other formats or sizes
+  sds3d preview PROMPT         look at the teacher's own pictures of a prompt before a run
+  sds3d evaluate               measure on random prompts how well meshes match them
+  sds3d doctor                 say what this machine has and what is missing
+  sds3d reproduce RESULT.JSON  make a result again and compare it with the recorded one
+
+sds3d COMMAND --help lists the options of a command.
+sds3d --version prints the version.
+"""
+
+Command = TypeVar("Command")
+
+
+class Stop:
+    """Turns Ctrl-C and SIGTERM into a question that the loop asks after every step.
+
+    The first signal asks for a stop that keeps a checkpoint, the next stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_SIGTERM if self.signal == signal.SIGTERM else EXIT_SIGINT
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._handle) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        # os.write, because a handler may interrupt a print.
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+
+
+class Output:
+    """Where a command's data goes: the real stdout, whatever libraries print meanwhile."""
+
+    def __init__(self) -> None:
+        self.stream = sys.stdout
+        self.json = False
+
+    def line(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def event(self, event: Event) -> None:
+        if self.json:
+            self.line(event.to_json())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; SystemExit only for --help and bad flags."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, end="", file=sys.stdout if words else sys.stderr)
+        return EXIT_OK if words else EXIT_USAGE
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("sds3d"))
+        return EXIT_OK
+    output, stop = Output(), Stop()
+    try:
+        command = COMMANDS.get(words[0])
+        if command is None:
+            raise BadInput(f"there is no command {words[0]!r}: give one of {', '.join(COMMANDS)}")
+        with stop.listening(), contextlib.redirect_stdout(sys.stderr):
+            return command(Call(name=words[0], words=words[1:], output=output, stop=stop))
+    except Sds3dError as error:
+        code = stop.exit_code if isinstance(error, Interrupted) else error.exit_code
+        return _fail(output, str(error), code)
+    except KeyboardInterrupt:
+        return _fail(output, "stopped", stop.exit_code)
+    except BrokenPipeError:
+        # Whoever read our stdout is gone; nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_INTERNAL
+    except Exception as error:
+        return _fail_internally(output, error)
+
+
+def _fail(output: Output, text: str, code: int) -> int:
+    from .events import Failure
+
+    print(f"sds3d: {' '.join(text.split())}", file=sys.stderr)
+    output.event(Failure(text=text, exit_code=code))
+    return code
+
+
+def _fail_internally(output: Output, error: Exception) -> int:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        text = "out of memory: use --preset fast, or a smaller --mesh-resolution"
+        return _fail(output, text, EXIT_INTERNAL)
+    import traceback
+
+    traceback.print_exception(error, file=sys.stderr)
+    text = (
+        f"internal error, please report it with the lines above ({type(error).__name__}: {error})"
+    )
+    return _fail(output, text, EXIT_INTERNAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One use of the command line: a command's name, its words, and what it talks through."""
+
+    name: str
+    words: list[str]
+    output: Output
+    stop: Stop
+
+    def parse(self, command: type[Command], default: Command | None = None) -> Command:
+        """The command's options; prints help or what is wrong with a flag, then SystemExit."""
+        import tyro
+
+        # Before anything is checked, so that what is wrong is reported as JSON too.
+        self.output.json = "--json" in self.words
+        with contextlib.redirect_stdout(self.output.stream):
+            parsed = tyro.cli(
+                command,
+                prog=f"sds3d {self.name}",
+                args=self.words,
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+        return cast(Command, parsed)
+
+
+def _generate(call: Call) -> int:
+    from .commands import Generate
+    from .config import PresetName
+    from .presets import PRESETS, generate_config
+
+    preset = _last_value(call.words, "--preset") or "balanced"
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset is {preset!r}: give one of {', '.join(PRESETS)}")
+    # Until the prompt is known the config holds a placeholder; the positional takes its place.
+    default = Generate(config=generate_config(cast(PresetName, preset), prompt="(prompt)"))
+    given = call.parse(Generate, default)
+
+    from . import generate as pipeline
+
+    if given.resume is not None:
+        device = given.config.device
+        allowed = replace(default.config, device=device)
+        changed = _changed_flags(allowed, given.config) + (["PROMPT"] if given.prompt else [])
+        changed += ["--overwrite"] if given.overwrite else []
+        if changed:
+            raise ConfigError(
+                f"--resume goes on with the run's own options: leave out {', '.join(changed)}"
+            )
+        path = given.resume
+        return _show(
+            call.output,
+            lambda listen: pipeline.resume(
+                path, device=device, on_event=listen, should_stop=call.stop
+            ),
+        )
+    config = replace(given.config, prompt=given.prompt)
+    return _show(
+        call.output,
+        lambda listen: pipeline.generate(
+            config, on_event=listen, should_stop=call.stop, overwrite=given.overwrite
+        ),
+    )
+
+
+def _export(call: Call) -> int:
+    from .commands import Export
+
+    given = call.parse(Export)
+
+    from .generate import export_run
+
+    return _show(
+        call.output,
+        lambda listen: export_run(
+            given.run,
+            formats=given.formats,
+            max_faces=given.max_faces,
+            texture_size=given.texture_size,
+            device=given.device,
+            on_event=listen,
+        ),
+    )
+
+
+def _preview(call: Call) -> int:
+    from .commands import with_json
+    from .preview import PreviewConfig, preview
+
+    given = call.parse(with_json(PreviewConfig))
+    path = preview(given.config)
+    if call.output.json:
+        from .events import Preview
+
+        call.output.event(Preview(path))
+    else:
+        call.output.line(str(path))
+    return EXIT_OK
+
+
+def _evaluate(call: Call) -> int:
+    import json
+
+    from .commands import with_json
+    from .evaluate import EvaluateConfig, evaluate
+    from .progress import progress
+
+    given = call.parse(with_json(EvaluateConfig))
+    with progress() as show:
+
+        def listen(event: Event) -> None:
+            show(event)
+            call.output.event(event)
+
+        summary = evaluate(given.config, listen)
+    call.output.line(json.dumps(summary) if call.output.json else json.dumps(summary, indent=2))
+    return EXIT_OK
+
+
+def _doctor(call: Call) -> int:
+    from .commands import Doctor
+
+    given = call.parse(Doctor)
+
+    from .doctor import examine, healthy, report, to_json
+
+    findings = examine()
+    call.output.line(to_json(findings) if given.json else report(findings))
+    return EXIT_OK if healthy(findings) else EXIT_INTERNAL
+
+
+def _reproduce(call: Call) -> int:
+    from .commands import with_json
+    from .reproduce import ReproduceConfig, reproduce
+
+    given = call.parse(with_json(ReproduceConfig))
+    return _show(
+        call.output,
+        lambda listen: reproduce(given.config, on_event=listen, should_stop=call.stop),
+    )
+
+
+COMMANDS: dict[str, Callable[[Call], int]] = {
+    "generate": _generate,
+    "export": _export,
+    "preview": _preview,
+    "evaluate": _evaluate,
+    "doctor": _doctor,
+    "reproduce": _reproduce,
+}
+
+
+def _show(output: Output, work: Callable[[Callable[[Event], None]], Generated]) -> int:
+    """Run `work` with its progress on stderr, and print its folder or its events on stdout."""
+    from .progress import progress
+
+    with progress() as show:
+
+        def listen(event: Event) -> None:
+            show(event)
+            output.event(event)
+
+        generated = work(listen)
+    if not output.json:
+        output.line(str(generated.folder))
+    return EXIT_OK
+
+
+def _last_value(words: Sequence[str], flag: str) -> str | None:
+    """The value of a flag, before the options proper are parsed."""
+    value = None
+    for i, word in enumerate(words):
+        if word == "--":
+            break
+        if word == flag and i + 1 < len(words):
+            value = words[i + 1]
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def _changed_flags(default: Any, given: Any) -> list[str]:
+    """The flags of the fields in which two configs differ, nested ones included."""
+    changed = []
+    for f in fields(default):
+        before, after = getattr(default, f.name), getattr(given, f.name)
+        if is_dataclass(before):
+            changed += _changed_flags(before, after)
+        elif before != after:
+            changed.append("--" + f.name.replace("_", "-"))
+    return changed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
