@@ -1,0 +1,145 @@
+"""The radiance field: density and albedo of points, from one hash grid and one small MLP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nerf.hash_grid import HashGrid, HashGridConfig
+from nerf.hash_grid.module import Backend
+
+__all__ = ["FieldConfig", "RadianceField"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldConfig:
+    """Shape of the field and of the ball it starts as.
+
+    hash_grid: the encoding.
+    hidden_dim: width of the one hidden layer.
+    half_extent: the field lives in the cube [-half_extent, half_extent]^3; beyond it the density
+        is zero.
+    blob_logit, blob_radius, outside_logit: before any training the density is
+        softplus(outside_logit + (blob_logit - outside_logit) exp(-r^2 / (2 blob_radius^2))),
+        a ball at the centre. `outside_logit` sets how thin the haze is from which matter may
+        still grow far from the centre: gradients there are scaled by sigmoid(outside_logit).
+    """
+
+    hash_grid: HashGridConfig = field(default_factory=HashGridConfig)
+    hidden_dim: int = 32
+    half_extent: float = 1.0
+    blob_logit: float = 12.0
+    blob_radius: float = 0.3
+    outside_logit: float = -3.0
+
+    def __post_init__(self) -> None:
+        if self.hidden_dim < 1:
+            raise ValueError(f"hidden_dim must be at least 1, got {self.hidden_dim}")
+        for name in ("half_extent", "blob_radius"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.blob_logit <= self.outside_logit:
+            raise ValueError(
+                f"blob_logit ({self.blob_logit}) must exceed outside_logit "
+                f"({self.outside_logit}), or there is no ball to start from"
+            )
+
+
+class RadianceField(nn.Module):
+    """Density [N] (per world unit, >= 0) and albedo [N, 3] in [0, 1] of world points [N, 3].
+
+    Colour does not depend on the direction of view, so that what is optimised is what a textured
+    mesh can hold. Points outside the cube have density zero and pass it no gradient.
+    """
+
+    def __init__(
+        self,
+        config: FieldConfig,
+        *,
+        backend: Backend = "auto",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """generator draws all initial parameters; without one, a fixed seed of 0 does."""
+        super().__init__()
+        if generator is None:
+            generator = torch.Generator().manual_seed(0)
+        self.config = config
+        self.encoding = HashGrid(config.hash_grid, backend, generator)
+        self.hidden = nn.Linear(self.encoding.out_dim, config.hidden_dim)
+        self.head = nn.Linear(config.hidden_dim, 4)  # density logit, then three colour logits
+        with torch.no_grad():
+            for layer in (self.hidden, self.head):
+                bound = layer.in_features**-0.5
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.zero_()
+
+    @property
+    def aabb(self) -> tuple[float, float, float, float, float, float]:
+        """The cube as (x_min, y_min, z_min, x_max, y_max, z_max)."""
+        e = self.config.half_extent
+        return (-e, -e, -e, e, e, e)
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density alone, [N]: the colour rows of the last layer are not computed."""
+        logit = functional.linear(self._features(points), self.head.weight[:1], self.head.bias[:1])
+        return self._density_of(logit[:, 0], points)
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """(density [N], albedo [N, 3])."""
+        out = self.head(self._features(points))
+        return self._density_of(out[:, 0], points), torch.sigmoid(out[:, 1:])
+
+    def with_normals(
+        self, points: Tensor, *, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(density [N], albedo [N, 3], unit outward normals [N, 3]) with one encoding.
+
+        The normal is the descent direction of the density logit, which is that of the density
+        itself without its vanishing scale in empty space. With create_graph the normals carry
+        gradients to the parameters; without it they are constants. Works under no_grad too.
+        """
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = points.detach().requires_grad_()
+            out = self.head(self._features(at))
+            logit = out[:, 0] + self._blob(at)
+            (slope,) = torch.autograd.grad(
+                logit.sum(), at, create_graph=create_graph, retain_graph=keep or create_graph
+            )
+            normals = -functional.normalize(slope, dim=-1, eps=1e-12)
+            density = self._density_of(out[:, 0], points)
+            albedo = torch.sigmoid(out[:, 1:])
+        if not create_graph:
+            normals = normals.detach()
+        if not keep:
+            density, albedo = density.detach(), albedo.detach()
+        return density, albedo, normals
+
+    def normals(self, points: Tensor, *, create_graph: bool = False) -> Tensor:
+        """Unit outward normals [N, 3]; see with_normals."""
+        with torch.enable_grad():
+            at = points.detach().requires_grad_()
+            weight, bias = self.head.weight[:1], self.head.bias[:1]
+            logit = functional.linear(self._features(at), weight, bias)[:, 0] + self._blob(at)
+            (slope,) = torch.autograd.grad(logit.sum(), at, create_graph=create_graph)
+            return -functional.normalize(slope, dim=-1, eps=1e-12)
+
+    def _features(self, points: Tensor) -> Tensor:
+        """Activations of the hidden layer, [N, hidden_dim]."""
+        e = self.config.half_extent
+        unit = ((points + e) * (0.5 / e)).clamp(0, 1)
+        return torch.relu(self.hidden(self.encoding(unit)))
+
+    def _blob(self, points: Tensor) -> Tensor:
+        """The starting density logit, [N] (the form of DreamFusion, arXiv 2209.14988, A.2)."""
+        c = self.config
+        squared = (points * points).sum(dim=-1)
+        bump = torch.exp(squared * (-0.5 / c.blob_radius**2))
+        return c.outside_logit + (c.blob_logit - c.outside_logit) * bump
+
+    def _density_of(self, logit: Tensor, points: Tensor) -> Tensor:
+        inside = points.detach().abs().amax(dim=-1) <= self.config.half_extent
+        return functional.softplus(logit + self._blob(points)) * inside

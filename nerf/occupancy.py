@@ -1,0 +1,98 @@
+"""Which cells of the field's box hold matter, kept up to date while the field trains.
+
+A thin layer over nerfacc's `OccGridEstimator` (Instant-NGP, arXiv 2201.05989, appendix C), which
+works on every device, so that its randomness comes from a given generator and a run can be
+repeated to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import nerfacc
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nerf.sampling import Aabb
+
+__all__ = ["OccupancyConfig", "OccupancyGrid"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OccupancyConfig:
+    """resolution: cells along an axis. update_every: steps between updates. decay: an update's
+    factor on the remembered density. density_threshold: a cell is occupied above this density
+    (or above the mean over all cells, where that is lower). warmup_steps: until then an update
+    visits every cell, afterwards a quarter of them at random and up to a quarter of the occupied.
+    dilation: cells by which the occupied set grows on each side, so that matter next to a surface
+    can still appear.
+    """
+
+    resolution: int = 32
+    update_every: int = 16
+    decay: float = 0.95
+    density_threshold: float = 0.3
+    warmup_steps: int = 256
+    dilation: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("resolution", 1), ("update_every", 1), ("dilation", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must lie in [0, 1], got {self.decay}")
+        if self.density_threshold < 0:
+            raise ValueError(f"density_threshold must not be negative: {self.density_threshold}")
+
+
+class OccupancyGrid(nn.Module):
+    """Remembered density per cell of a box, and the cells to march through.
+
+    aabb: (x_min, y_min, z_min, x_max, y_max, z_max). Everything is occupied until the first
+    update. The state (`occs`, `binaries`) is in state_dict, so that a run resumes as it was.
+    """
+
+    def __init__(self, aabb: Aabb, config: OccupancyConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or OccupancyConfig()
+        self.estimator = nerfacc.OccGridEstimator(
+            torch.tensor(aabb), resolution=self.config.resolution, levels=1
+        )
+        self.estimator.binaries.fill_(True)
+
+    @property
+    def occupied(self) -> Tensor:
+        """[X, Y, Z] bool over the box."""
+        cells = self.estimator.binaries
+        if self.config.dilation:
+            reach = self.config.dilation
+            grown = functional.max_pool3d(cells[None].float(), 2 * reach + 1, 1, reach)
+            cells = grown[0] > 0
+        return cells[0]
+
+    def update(
+        self, step: int, density: Callable[[Tensor], Tensor], generator: torch.Generator
+    ) -> None:
+        """Look at the field again if `step` is a multiple of update_every.
+
+        density: world points [N, 3] to [N]; asked at one random point of each visited cell, whose
+        memory becomes max(decay * memory, density). generator: draws the points and the cells.
+        """
+        if step % self.config.update_every:
+            return
+        device = self.estimator.occs.device
+        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
+        # The estimator draws from torch's global generators; they are put back as they were.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.estimator.train()
+            self.estimator.update_every_n_steps(
+                step=step,
+                occ_eval_fn=lambda points: density(points)[:, None],
+                occ_thre=self.config.density_threshold,
+                ema_decay=self.config.decay,
+                warmup_steps=self.config.warmup_steps,
+                n=self.config.update_every,
+            )
