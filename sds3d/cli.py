@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .generate import Generated
 
 HELP = """\
-usage: sds3d COMMAND ...
+usage: sds3d {generate,export,preview,evaluate,doctor,reproduce} ...
 
 Type a prompt, get a textured mesh.
 

@@ -259,7 +259,7 @@ class RunFolder:
     def start(self, *, overwrite: bool = False) -> None:
         """Write config.json; with `overwrite`, first forget what earlier attempts left."""
         if overwrite:
-            self._remove_result()
+            self._remove(self._remove_result())
             self.checkpoint.clear()
             (self.path / "events.jsonl").unlink(missing_ok=True)
         self._write_json(
@@ -303,16 +303,18 @@ class RunFolder:
     def publish(self, staging: Path, result: Mapping[str, Any]) -> dict[str, Any]:
         """Give the files of `staging` their names and write result.json with their hashes.
 
-        Returns the result with "files" added. Between the first rename and the last write the run
-        counts as not done, and is made again from its checkpoint.
+        Returns the result with "files" added; files of an earlier result that this one does not
+        name are removed. From the first rename to the last write the run counts as not done, and
+        would be made again from its checkpoint.
         """
         names = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
         try:
-            self._remove_result()
+            stale = self._remove_result() - set(names)
             for name in names:
                 target = self.path / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(staging / name, target)
+            self._remove(stale)
             hashes = {name: sha256_file(self.path / name) for name in ["config.json", *names]}
         except OSError as error:
             raise output_error(error, self.path) from error
@@ -345,14 +347,17 @@ class RunFolder:
                 problems.append(f"{name} was changed")
         return problems
 
-    def _remove_result(self) -> None:
-        """Forget the result and its files, so that none stays that the next result lacks."""
+    def _remove_result(self) -> set[str]:
+        """Forget result.json; returns the names of the files that it spoke of."""
         result = self.result()
         (self.path / "result.json").unlink(missing_ok=True)
         files = result.get("files") if result else None
-        for name in files if isinstance(files, dict) else ():
-            inside = re.fullmatch(r"[\w-][\w.-]*", name) is not None
-            if inside and name != "config.json":
+        return set(files) - {"config.json"} if isinstance(files, dict) else set()
+
+    def _remove(self, names: set[str]) -> None:
+        for name in names:
+            # Only plain names: a result that came from elsewhere must not reach out of the folder.
+            if re.fullmatch(r"[\w-][\w.-]*", name):
                 (self.path / name).unlink(missing_ok=True)
 
     def _write_json(self, name: str, document: Mapping[str, Any]) -> None:
