@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,6 +185,12 @@ class ImageCache:
                 self.images.flush()
                 self._done_path.write_text(str(self.ready))
 
+    def close(self) -> None:
+        """Stop rendering after the chunk in hand."""
+        self._stop = True
+        self._thread.join()
+        self._pool.shutdown()
+
     def wait_for(self, count: int) -> None:
         """Return when the first `count` views are there."""
         while self.ready < count:
@@ -245,7 +251,7 @@ def make_batch(config: TrainConfig, cache: ImageCache, tokenizer, step: int) -> 
     )
 
 
-def batches(config: TrainConfig, cache: ImageCache, tokenizer, first: int) -> Iterator[Batch]:
+def batches(config: TrainConfig, cache: ImageCache, tokenizer, first: int) -> Generator[Batch, None, None]:
     """Batches from step `first` on, prepared by a few threads ahead of the training."""
     ahead = 3 if config.device == "cpu" else 12
     workers = 1 if config.device == "cpu" else 6
@@ -466,6 +472,8 @@ def train(config: TrainConfig) -> int:
             break
     state.save(path)
     save_network(state.averaged(), tokenizer, words(), config.out / "teacher")
+    source.close()
+    cache.close()
     print(f"step {state.step}: state and teacher in {config.out}", file=sys.stderr)
     return 0
 

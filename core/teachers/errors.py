@@ -1,0 +1,13 @@
+"""What can be wrong with a teacher or with what it is asked for."""
+
+from __future__ import annotations
+
+__all__ = ["TeacherWeightsError", "UnknownSubjectError"]
+
+
+class TeacherWeightsError(RuntimeError):
+    """A teacher's folder is missing, incomplete or damaged. The text says which and what to do."""
+
+
+class UnknownSubjectError(ValueError):
+    """A prompt names nothing that the teacher can draw. The text names the nearest subjects."""

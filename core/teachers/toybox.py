@@ -1,0 +1,222 @@
+"""The embedded teacher behind the Denoiser contract: toybox, trained by this project."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core.denoiser import Conditioning
+from core.prediction import Prediction
+from core.schedule import FlowSchedule
+from core.teachers.errors import TeacherWeightsError, UnknownSubjectError
+from core.teachers.toybox_network import IMAGE_SIZE, MAX_TOKENS, ToyboxNetwork, load_network
+
+__all__ = ["PromptReading", "ToyboxTeacher", "weights_sha256"]
+
+_WEIGHT_FILES = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+    "vocabulary.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptReading:
+    """How the teacher reads a prompt.
+
+    Attributes:
+        subjects: The kinds of things it found, in order.
+        unknown: Each unknown word with the nearest known ones.
+    """
+
+    subjects: tuple[str, ...]
+    unknown: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def warning(self) -> str | None:
+        """One line that names the unknown words, None where there are none."""
+        if not self.unknown:
+            return None
+        words = ", ".join(
+            f"{word!r}" + (f" (nearest: {', '.join(near)})" if near else "")
+            for word, near in self.unknown
+        )
+        return (
+            f"the embedded teacher has never seen {words} and will ignore it; "
+            "an open-vocabulary teacher on a GPU would read it"
+        )
+
+
+def weights_sha256(folder: Path) -> str:
+    """One SHA-256 over the files that determine what the teacher predicts.
+
+    Raises TeacherWeightsError where one is missing.
+    """
+    digest = hashlib.sha256()
+    for name in _WEIGHT_FILES:
+        path = folder / name
+        try:
+            digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise TeacherWeightsError(
+                f"the teacher's file {name} cannot be read in {folder} ({error.strerror}): "
+                "install the package again, or give the folder of a complete teacher"
+            ) from error
+    return digest.hexdigest()
+
+
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+class ToyboxTeacher:
+    """Frozen x0-prediction from text and camera at 64x64 pixels, on the flow path.
+
+    The camera of a `Conditioning` is [B, 2], azimuth and elevation in degrees; None, or NaN in a
+    row, drops it.
+    """
+
+    image_size = IMAGE_SIZE
+
+    def __init__(
+        self,
+        network: ToyboxNetwork,
+        tokenizer,
+        vocabulary: dict,
+        sha256: str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype or _fast_dtype(self.device)
+        self.schedule = FlowSchedule()
+        self.weights_sha256 = sha256
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._subjects = {
+            synonym.lower(): kind
+            for kind, synonyms in vocabulary["kinds"].items()
+            for synonym in synonyms
+        }
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.network.unet.to(self.dtype, memory_format=torch.channels_last)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> ToyboxTeacher:
+        """Read a teacher's folder; never looks at the network, never unpickles.
+
+        Raises TeacherWeightsError for a missing, incomplete or damaged folder.
+        """
+        sha256 = weights_sha256(folder)
+        try:
+            network, tokenizer = load_network(folder)
+            vocabulary = json.loads((folder / "vocabulary.json").read_text())
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise TeacherWeightsError(
+                f"the teacher in {folder} is damaged ({reason}): install the package again"
+            ) from error
+        if not all(p.isfinite().all() for p in network.parameters()):
+            raise TeacherWeightsError(
+                f"the teacher in {folder} holds numbers that are not finite: "
+                "install the package again"
+            )
+        return cls(network, tokenizer, vocabulary, sha256, device=device, dtype=dtype)
+
+    @property
+    def module(self) -> nn.Module:
+        """The frozen parameters, for a proof that they stay as they are."""
+        return self.network
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The kinds of things that the teacher can draw."""
+        return tuple(self._vocabulary["kinds"])
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        return tuple(self._vocabulary["colors"])
+
+    def read_prompt(self, prompt: str) -> PromptReading:
+        """Which words are known, and which subjects they name."""
+        known = set(self._tokenizer.get_vocab())
+        words = [w.lower() for w in re.findall(r"[^\W_]+", prompt)]
+        unknown = []
+        for word in dict.fromkeys(words):
+            if word not in known:
+                unknown.append((word, tuple(difflib.get_close_matches(word, known, 3, 0.6))))
+        text = f" {' '.join(words)} "
+        found = [(text.find(f" {s} "), kind) for s, kind in self._subjects.items()]
+        order = sorted((at, kind) for at, kind in found if at >= 0)
+        subjects = tuple(dict.fromkeys(kind for _, kind in order))
+        return PromptReading(subjects=subjects, unknown=tuple(unknown))
+
+    def check_prompt(self, prompt: str) -> PromptReading:
+        """`read_prompt`, or UnknownSubjectError where the prompt names nothing it can draw."""
+        reading = self.read_prompt(prompt)
+        if reading.subjects:
+            return reading
+        words = [word for word, _ in reading.unknown] or re.findall(r"[^\W_]+", prompt.lower())
+        near: list[str] = []
+        for word in words:
+            near += difflib.get_close_matches(word, self._subjects, 3, 0.4)
+        nearest = list(dict.fromkeys(self._subjects[s] for s in near))[:5]
+        hint = f"nearest: {', '.join(nearest)}; " if nearest else ""
+        raise UnknownSubjectError(
+            f"the embedded teacher can draw nothing in {prompt[:60]!r}; {hint}"
+            f"it knows {', '.join(self.subjects)}"
+        )
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str] | str, negative_prompt: str = "") -> Conditioning:
+        """Text features of prompts, with those of the negative prompt for guidance.
+
+        Returns:
+            Conditioning of B = len(prompts) samples without a camera.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        tokens = self._tokenizer(
+            [*prompts, negative_prompt],
+            padding="max_length",
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
+        ).input_ids.to(self.device)
+        text = self.network.encode_tokens(tokens)
+        negative = text[-1:].expand(len(prompts), -1, -1)
+        return Conditioning(text=text[:-1], uncond=Conditioning(text=negative))
+
+    @torch.no_grad()
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        """Predict from x_t [B, 3, 64, 64], t [B]; without a conditioning, for the empty prompt."""
+        if cond is None or cond.text is None:
+            empty = self.encode("").expand(len(x_t))
+            cond = empty if cond is None else empty.with_camera(cond.camera)
+        assert cond.text is not None
+        cond = cond.expand(len(x_t))
+        text = cond.text
+        assert text is not None
+        camera = cond.camera
+        if camera is None:
+            camera = torch.full((len(x_t), 2), torch.nan, device=x_t.device)
+        x0 = self.network(x_t, t.to(x_t.dtype), text, camera)
+        return Prediction.from_x0(x0, x_t, t, self.schedule)
