@@ -245,3 +245,12 @@ def encode(points: Tensor, table: Tensor, config: HashGridConfig) -> Tensor:
     Where nothing asks for a gradient, nothing is kept for one.
     """
     return _Encode.apply(points, table, config)  # pyright: ignore[reportReturnType]
+
+
+def point_gradient(points: Tensor, table: Tensor, grad: Tensor, config: HashGridConfig) -> Tensor:
+    """Gradient at the points of <grad, encode(points)>: [N, 3], differentiable to table and grad.
+
+    grad: [N, config.out_dim]. The points count as constants.
+    """
+    grad_points, _ = _EncodeBackward.apply(points.detach(), table, grad, config, True, False)
+    return grad_points

@@ -37,6 +37,14 @@ BLOCK = 4096
 _inline = numba.njit(nogil=True, error_model="numpy", forceinline=True)
 
 
+def _keep(loop: Callable[..., None]) -> Callable[..., None]:
+    """Compile a loop, and keep the result on disk wherever there is a place to write."""
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(loop)
+    except RuntimeError:  # neither beside this file nor in the user's cache folder
+        return numba.njit(nogil=True, error_model="numpy")(loop)
+
+
 @_inline
 def _locate(points, i, scale):
     """Cell of point i in a level, and the fractions within it."""
@@ -135,6 +143,34 @@ def _weight_tangents(u, v, w, du, dv, dw):
     )
 
 
+@_inline
+def _corners(x, y, z, resolution, n_entries, offset, hashed, width):
+    """Position in the flat table of the first feature of each corner of a cell."""
+    if hashed:
+        i0, i1, i2, i3, i4, i5, i6, i7 = _hashed_corners(x, y, z, n_entries)
+    else:
+        i0, i1, i2, i3, i4, i5, i6, i7 = _dense_corners(x, y, z, resolution, n_entries)
+    return (
+        (offset + i0) * width,
+        (offset + i1) * width,
+        (offset + i2) * width,
+        (offset + i3) * width,
+        (offset + i4) * width,
+        (offset + i5) * width,
+        (offset + i6) * width,
+        (offset + i7) * width,
+    )
+
+
+@_inline
+def _dot(table, entry, grad, i, column, width):
+    """Product of an entry's features with a point's gradient for the level."""
+    total = table[entry] * grad[i, column]
+    for f in range(numba.uint64(1), width):
+        total += table[entry + f] * grad[i, column + f]
+    return total
+
+
 class Kernels(NamedTuple):
     """Compiled loops for one number of features and one form (plain or tangent).
 
@@ -149,40 +185,16 @@ class Kernels(NamedTuple):
 
 @cache
 def kernels(n_features: int, tangent: bool) -> Kernels:
-    """The loops for tables of n_features; compiled at first call per dtype, then kept on disk."""
-    compiled = numba.njit(nogil=True, error_model="numpy", cache=True)
-    width = np.uint64(n_features)
-    second = np.uint64(1)
+    """The loops for tables of n_features; compiled at first call per dtype, then kept on disk.
 
-    @_inline
-    def corners(x, y, z, resolution, n_entries, offset, hashed):
-        """Position in the flat table of the first feature of each corner of a cell."""
-        if hashed:
-            i0, i1, i2, i3, i4, i5, i6, i7 = _hashed_corners(x, y, z, n_entries)
-        else:
-            i0, i1, i2, i3, i4, i5, i6, i7 = _dense_corners(x, y, z, resolution, n_entries)
-        return (
-            (offset + i0) * width,
-            (offset + i1) * width,
-            (offset + i2) * width,
-            (offset + i3) * width,
-            (offset + i4) * width,
-            (offset + i5) * width,
-            (offset + i6) * width,
-            (offset + i7) * width,
-        )
+    The closures hold numbers alone: Numba keys what it keeps by the pickle of the closure, and a
+    compiled function in there would differ in each process and never be found again.
+    """
 
-    @_inline
-    def dot(table, entry, grad, i, column):
-        """Product of an entry's features with a point's gradient for the level."""
-        total = table[entry] * grad[i, column]
-        for f in range(second, width):
-            total += table[entry + f] * grad[i, column + f]
-        return total
-
-    @compiled
+    @_keep
     def interpolate(points, directions, scales, shapes, table, out, start, stop):
         """Rows start to stop of out [N, L * F]; writes all of them."""
+        width = numba.uint64(n_features)
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
             for level in range(shapes.shape[0]):
@@ -200,8 +212,8 @@ def kernels(n_features: int, tangent: bool) -> Kernels:
                         )  # fmt: skip
                     else:
                         w0, w1, w2, w3, w4, w5, w6, w7 = _weights(u, v, w)
-                    i0, i1, i2, i3, i4, i5, i6, i7 = corners(
-                        x, y, z, resolution, n_entries, offset, hashed
+                    i0, i1, i2, i3, i4, i5, i6, i7 = _corners(
+                        x, y, z, resolution, n_entries, offset, hashed, width
                     )
                     for f in range(width):
                         out[i, column + f] = (
@@ -212,9 +224,10 @@ def kernels(n_features: int, tangent: bool) -> Kernels:
                             + (w6 * table[i6 + f] + w7 * table[i7 + f])
                         )
 
-    @compiled
+    @_keep
     def scatter(points, directions, scales, shapes, grad, grad_table, level):
         """Add to one level's part of grad_table what grad [N, L * F] sends there."""
+        width = numba.uint64(n_features)
         scale = scales[level]
         resolution, n_entries, offset, hashed = _level_shape(shapes, level)
         column = numba.uint64(level) * width
@@ -229,7 +242,9 @@ def kernels(n_features: int, tangent: bool) -> Kernels:
                 )  # fmt: skip
             else:
                 w0, w1, w2, w3, w4, w5, w6, w7 = _weights(u, v, w)
-            i0, i1, i2, i3, i4, i5, i6, i7 = corners(x, y, z, resolution, n_entries, offset, hashed)
+            i0, i1, i2, i3, i4, i5, i6, i7 = _corners(
+                x, y, z, resolution, n_entries, offset, hashed, width
+            )
             for f in range(width):
                 g = grad[i, column + f]
                 grad_table[i0 + f] += w0 * g
@@ -241,7 +256,7 @@ def kernels(n_features: int, tangent: bool) -> Kernels:
                 grad_table[i6 + f] += w6 * g
                 grad_table[i7 + f] += w7 * g
 
-    @compiled
+    @_keep
     def point_grad(points, directions, scales, shapes, table, grad, grad_points, start, stop):
         """Add to rows start to stop of grad_points [N, 3].
 
@@ -249,6 +264,7 @@ def kernels(n_features: int, tangent: bool) -> Kernels:
         the fractions: its gradient takes differences of d_c along an axis, its Hessian (tangent
         form, times the direction) mixed differences; the Hessian's diagonal is zero.
         """
+        width = numba.uint64(n_features)
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
             for level in range(shapes.shape[0]):
@@ -258,17 +274,17 @@ def kernels(n_features: int, tangent: bool) -> Kernels:
                 one = points.dtype.type(1)
                 for i in range(numba.uint64(first), numba.uint64(last)):
                     x, y, z, u, v, w = _locate(points, i, scale)
-                    i0, i1, i2, i3, i4, i5, i6, i7 = corners(
-                        x, y, z, resolution, n_entries, offset, hashed
+                    i0, i1, i2, i3, i4, i5, i6, i7 = _corners(
+                        x, y, z, resolution, n_entries, offset, hashed, width
                     )
-                    d0 = dot(table, i0, grad, i, column)
-                    d1 = dot(table, i1, grad, i, column)
-                    d2 = dot(table, i2, grad, i, column)
-                    d3 = dot(table, i3, grad, i, column)
-                    d4 = dot(table, i4, grad, i, column)
-                    d5 = dot(table, i5, grad, i, column)
-                    d6 = dot(table, i6, grad, i, column)
-                    d7 = dot(table, i7, grad, i, column)
+                    d0 = _dot(table, i0, grad, i, column, width)
+                    d1 = _dot(table, i1, grad, i, column, width)
+                    d2 = _dot(table, i2, grad, i, column, width)
+                    d3 = _dot(table, i3, grad, i, column, width)
+                    d4 = _dot(table, i4, grad, i, column, width)
+                    d5 = _dot(table, i5, grad, i, column, width)
+                    d6 = _dot(table, i6, grad, i, column, width)
+                    d7 = _dot(table, i7, grad, i, column, width)
                     p, q, r = one - u, one - v, one - w
                     if tangent:
                         xy = (d3 - d2 - d1 + d0) * r + (d7 - d6 - d5 + d4) * w
