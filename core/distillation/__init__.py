@@ -1,0 +1,1 @@
+"""Distillation of frozen denoisers into students."""

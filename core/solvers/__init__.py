@@ -1,0 +1,1 @@
+"""Sampling without training, one solver a file."""

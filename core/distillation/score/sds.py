@@ -35,12 +35,7 @@ class ScoreDistillation(Protocol):
     """A rule that gives images a direction to move in."""
 
     def gradient(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Conditioning | None = None,
-        *,
-        generator: torch.Generator,
+        self, x: Tensor, t: Tensor, cond: Conditioning | None, generator: torch.Generator
     ) -> Tensor:
         """The gradient of the (implicit) loss by x [B, ...], detached, at the times t [B]."""
         ...
@@ -83,12 +78,7 @@ class SDS:
     weighting: Weighting = x0_weighting
 
     def gradient(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Conditioning | None = None,
-        *,
-        generator: torch.Generator,
+        self, x: Tensor, t: Tensor, cond: Conditioning | None, generator: torch.Generator
     ) -> Tensor:
         return self.gradient_at(x, t, noise_like(x, generator), cond)
 
