@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import inspect
+import os
 import pkgutil
 import re
 import subprocess
@@ -40,6 +41,19 @@ def _modules() -> Iterator[ModuleType]:
 
 def _sources() -> list[Path]:
     return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def _run_sds3d(*words: str) -> str:
+    """What the installed command prints, as a user sees it, without colour or narrow lines."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("sds3d"), *words],
+        env={"PATH": os.environ["PATH"], "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"sds3d {' '.join(words)} failed:\n{done.stderr}"
+    return done.stdout
 
 
 # --- the files -------------------------------------------------------------------------------
@@ -78,7 +92,7 @@ def test_no_tracked_file_is_too_large_to_clone_at_ease() -> None:
 def test_one_version_everywhere() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert importlib.metadata.version("sds3d") == version, "install again: pip install -e ."
-    assert importlib.import_module("sds3d").__version__ == version
+    assert _run_sds3d("--version").strip() == version
     changes = (ROOT / "CHANGELOG.md").read_text()
     assert re.search(rf"^## \[{re.escape(version)}\]", changes, re.MULTILINE)
 
@@ -195,16 +209,7 @@ def _readme() -> str:
 
 @cache
 def _help(*subcommand: str) -> str:
-    """The help text of the installed command, as a user sees it, without colour or wrapping."""
-    command = Path(sys.executable).with_name("sds3d")
-    shown = subprocess.run(
-        [command, *subcommand, "--help"],
-        env={"PATH": "", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return shown.stdout
+    return _run_sds3d(*subcommand, "--help")
 
 
 @cache
