@@ -103,6 +103,47 @@ def test_the_licence_is_whole() -> None:
     assert "END OF TERMS AND CONDITIONS" in text
 
 
+# --- dependencies ----------------------------------------------------------------------------
+
+
+def _imported(path: Path) -> set[str]:
+    """The top-level names of a file's absolute imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+
+    def declared(requirements: list[str]) -> set[str]:
+        names = [re.split(r"[^\w.-]", line)[0] for line in requirements]
+        return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+
+    distributions = importlib.metadata.packages_distributions()
+    used_where = {"run": project["dependencies"], "test": project["dependencies"] + extras["test"]}
+    files = {"run": _sources(), "test": sorted((ROOT / "tests").rglob("*.py"))}
+    files["run"] += sorted((ROOT / "scripts").rglob("*.py"))
+    undeclared: list[str] = []
+    for kind, requirements in used_where.items():
+        known = declared(requirements)
+        for path in files[kind]:
+            for name in _imported(path) - set(sys.stdlib_module_names) - set(PACKAGES):
+                if name == "tinycudann":  # used where a user has built it, never required
+                    continue
+                owners = {
+                    re.sub(r"[-_.]+", "-", d).lower() for d in distributions.get(name, [name])
+                }
+                if not owners & known:
+                    undeclared.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not undeclared, "\n".join(sorted(undeclared))
+
+
 # --- public names ----------------------------------------------------------------------------
 
 
