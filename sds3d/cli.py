@@ -33,7 +33,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .events import Event
-    from .generate import Generated
+    from .generate import Generated, Parts
 
 HELP = """\
 usage: sds3d {generate,export,preview,evaluate,doctor,reproduce} ...
@@ -103,8 +103,11 @@ class Output:
             self.line(event.to_json())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; SystemExit only for --help and bad flags."""
+def main(arguments: Sequence[str] | None = None, *, parts: Parts | None = None) -> int:
+    """Run the command line and return its exit code; SystemExit only for --help and bad flags.
+
+    `parts` take the place of the program's own teacher, loop and export.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(HELP, end="", file=sys.stdout if words else sys.stderr)
@@ -120,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command is None:
             raise BadInput(f"there is no command {words[0]!r}: give one of {', '.join(COMMANDS)}")
         with stop.listening(), contextlib.redirect_stdout(sys.stderr):
-            return command(Call(name=words[0], words=words[1:], output=output, stop=stop))
+            return command(
+                Call(name=words[0], words=words[1:], output=output, stop=stop, parts=parts)
+            )
     except Sds3dError as error:
         code = stop.exit_code if isinstance(error, Interrupted) else error.exit_code
         return _fail(output, str(error), code)
@@ -163,6 +168,7 @@ class Call:
     words: list[str]
     output: Output
     stop: Stop
+    parts: Parts | None
 
     def parse(self, command: type[Command], default: Command | None = None) -> Command:
         """The command's options; prints help or what is wrong with a flag, then SystemExit."""
@@ -208,14 +214,18 @@ def _generate(call: Call) -> int:
         return _show(
             call.output,
             lambda listen: pipeline.resume(
-                path, device=device, on_event=listen, should_stop=call.stop
+                path, device=device, on_event=listen, should_stop=call.stop, parts=call.parts
             ),
         )
     config = replace(given.config, prompt=given.prompt)
     return _show(
         call.output,
         lambda listen: pipeline.generate(
-            config, on_event=listen, should_stop=call.stop, overwrite=given.overwrite
+            config,
+            on_event=listen,
+            should_stop=call.stop,
+            parts=call.parts,
+            overwrite=given.overwrite,
         ),
     )
 
@@ -236,21 +246,27 @@ def _export(call: Call) -> int:
             texture_size=given.texture_size,
             device=given.device,
             on_event=listen,
+            parts=call.parts,
         ),
     )
 
 
 def _preview(call: Call) -> int:
     from .commands import with_json
+    from .events import Preview
     from .preview import PreviewConfig, preview
+    from .progress import progress
 
     given = call.parse(with_json(PreviewConfig))
-    path = preview(given.config)
-    if call.output.json:
-        from .events import Preview
+    with progress() as show:
 
-        call.output.event(Preview(path))
-    else:
+        def listen(event: Event) -> None:
+            show(event)
+            call.output.event(event)
+
+        path = preview(given.config, listen)
+        listen(Preview(path))
+    if not given.json:
         call.output.line(str(path))
     return EXIT_OK
 
@@ -293,7 +309,9 @@ def _reproduce(call: Call) -> int:
     given = call.parse(with_json(ReproduceConfig))
     return _show(
         call.output,
-        lambda listen: reproduce(given.config, on_event=listen, should_stop=call.stop),
+        lambda listen: reproduce(
+            given.config, on_event=listen, should_stop=call.stop, parts=call.parts
+        ),
     )
 
 

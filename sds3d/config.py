@@ -54,14 +54,23 @@ def clean_prompt(text: str, name: str = "prompt") -> str:
     return text
 
 
+def required_prompt(text: str) -> str:
+    """`clean_prompt` of a prompt that must not be empty."""
+    prompt = clean_prompt(text)
+    if not prompt:
+        raise PromptError('the prompt is empty: say what to make, e.g. "a red mushroom"')
+    return prompt
+
+
 def _require(condition: bool, name: str, value: object, remedy: str) -> None:
     if not condition:
         raise ConfigError(f"{name} is {value!r}: {remedy}")
 
 
-def _require_number(
+def require_number(
     name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False
 ) -> None:
+    """Raise ConfigError that names the option unless `value` is finite and in its range."""
     inside = low < value <= high if open_low else low <= value <= high
     bound = f"above {low:g}" if open_low else f"at least {low:g}"
     if high < math.inf:
@@ -71,7 +80,7 @@ def _require_number(
 
 def _require_range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
     for value in pair:
-        _require_number(name, value, low, high)
+        require_number(name, value, low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +101,14 @@ class FieldOptions:
     """Width of the MLP's hidden layer."""
 
     def __post_init__(self) -> None:
-        _require_number("--n-levels", self.n_levels, 1, 32)
+        require_number("--n-levels", self.n_levels, 1, 32)
         _require(
             self.n_features in (1, 2, 4, 8), "--n-features", self.n_features, "give 1, 2, 4, 8"
         )
-        _require_number("--log2-table-size", self.log2_table_size, 4, 24)
-        _require_number("--base-resolution", self.base_resolution, 2, 512)
-        _require_number("--finest-resolution", self.finest_resolution, self.base_resolution, 8192)
-        _require_number("--hidden-dim", self.hidden_dim, 4, 1024)
+        require_number("--log2-table-size", self.log2_table_size, 4, 24)
+        require_number("--base-resolution", self.base_resolution, 2, 512)
+        require_number("--finest-resolution", self.finest_resolution, self.base_resolution, 8192)
+        require_number("--hidden-dim", self.hidden_dim, 4, 1024)
 
     @property
     def per_level_scale(self) -> float:
@@ -150,9 +159,9 @@ class OptimizeConfig:
     field: FieldOptions = field(default_factory=FieldOptions)
 
     def __post_init__(self) -> None:
-        _require_number("--steps", self.steps, 1, 1_000_000)
-        _require_number("--guidance-scale", self.guidance_scale, 0, 1000)
-        _require_number("--views-per-step", self.views_per_step, 1, 64)
+        require_number("--steps", self.steps, 1, 1_000_000)
+        require_number("--guidance-scale", self.guidance_scale, 0, 1000)
+        require_number("--views-per-step", self.views_per_step, 1, 64)
         _require(
             len(self.resolutions) > 0 and all(8 <= side <= 1024 for side in self.resolutions),
             "--resolutions",
@@ -189,15 +198,15 @@ class OptimizeConfig:
             self.timestep_min,
             f"give times not above --timestep-max {self.timestep_max}",
         )
-        _require_number("--encoding-learning-rate", self.encoding_learning_rate, 0, 1)
-        _require_number("--mlp-learning-rate", self.mlp_learning_rate, 0, 1)
-        _require_number("--final-learning-rate", self.final_learning_rate, 0, 1)
-        _require_number("--step-size", self.step_size, 1e-3, 1)
-        _require_number("--entropy-weight", self.entropy_weight, 0)
-        _require_number("--orientation-weight", self.orientation_weight, 0)
-        _require_number("--normal-smoothness-weight", self.normal_smoothness_weight, 0)
-        _require_number("--occupancy-resolution", self.occupancy_resolution, 4, 512)
-        _require_number("--occupancy-interval", self.occupancy_interval, 1)
+        require_number("--encoding-learning-rate", self.encoding_learning_rate, 0, 1)
+        require_number("--mlp-learning-rate", self.mlp_learning_rate, 0, 1)
+        require_number("--final-learning-rate", self.final_learning_rate, 0, 1)
+        require_number("--step-size", self.step_size, 1e-3, 1)
+        require_number("--entropy-weight", self.entropy_weight, 0)
+        require_number("--orientation-weight", self.orientation_weight, 0)
+        require_number("--normal-smoothness-weight", self.normal_smoothness_weight, 0)
+        require_number("--occupancy-resolution", self.occupancy_resolution, 4, 512)
+        require_number("--occupancy-interval", self.occupancy_interval, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,14 +231,14 @@ class MeshConfig:
         )
         for name in self.formats:
             _require(name in get_args(Format), "--formats", name, "give glb, obj or both")
-        _require_number("--max-faces", self.max_faces, 100, 10_000_000)
+        require_number("--max-faces", self.max_faces, 100, 10_000_000)
         _require(
             self.texture_size == 0 or 64 <= self.texture_size <= 8192,
             "--texture-size",
             self.texture_size,
             "give 64 to 8192 pixels, or 0 for vertex colours",
         )
-        _require_number("--mesh-resolution", self.mesh_resolution, 16, 1024)
+        require_number("--mesh-resolution", self.mesh_resolution, 16, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,13 +264,10 @@ class GenerateConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        prompt = clean_prompt(self.prompt)
-        if not prompt:
-            raise PromptError('the prompt is empty: say what to make, e.g. "a red mushroom"')
-        object.__setattr__(self, "prompt", prompt)
+        object.__setattr__(self, "prompt", required_prompt(self.prompt))
         negative = clean_prompt(self.negative_prompt, "negative prompt")
         object.__setattr__(self, "negative_prompt", negative)
-        _require_number("--seed", self.seed, 0, 2**63 - 1)
+        require_number("--seed", self.seed, 0, 2**63 - 1)
         for name, allowed in (
             ("preset", PresetName),
             ("teacher", TeacherName),
@@ -274,7 +280,7 @@ class GenerateConfig:
                 getattr(self, name),
                 f"give one of {', '.join(choices)}",
             )
-        _require_number("--checkpoint-seconds", self.checkpoint_seconds, 0, open_low=True)
+        require_number("--checkpoint-seconds", self.checkpoint_seconds, 0, open_low=True)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -19,13 +19,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .atomic import make_writable_folder
-from .config import ALGORITHM_VERSION, DeviceName, Format, GenerateConfig, MeshConfig, to_dict
-from .errors import ConfigError, Interrupted, RunError, TeacherError
-from .events import Listener, Result, Stage, Warning
+from .config import (
+    ALGORITHM_VERSION,
+    DeviceName,
+    Format,
+    GenerateConfig,
+    MeshConfig,
+    TeacherName,
+    to_dict,
+)
+from .device import resolve_device
+from .errors import Interrupted, RunError, TeacherError
+from .events import Event, Listener, Result, Stage, Warning
 from .runs import CheckpointFile, RunFolder, ignore_event
 
 if TYPE_CHECKING:
     from .optimize import Optimized
+    from .teachers import Reading
 
 ShouldStop = Callable[[], bool]
 
@@ -36,9 +46,7 @@ class Teacher(Protocol):
     @property
     def weights_sha256(self) -> str: ...
 
-    def check_prompt(self, prompt: str) -> object:
-        """Raise an error that names the words which the teacher does not know."""
-        ...
+    def check_prompt(self, prompt: str) -> Reading: ...
 
 
 class Optimize(Protocol):
@@ -70,7 +78,7 @@ class WriteFiles(Protocol):
 class Parts:
     """The parts of the pipeline that do the work."""
 
-    load_teacher: Callable[[GenerateConfig], Teacher]
+    load_teacher: Callable[[TeacherName, DeviceName], Teacher]
     optimize: Optimize
     write_files: WriteFiles
 
@@ -116,7 +124,7 @@ def generate(
     config = dataclasses.replace(config, device=resolve_device(config.device))
     started = time.perf_counter()
     on_event(Stage("teacher"))
-    teacher = _load_teacher(parts, config)
+    teacher = _load_teacher(parts, config, on_event)
     seconds = {"teacher": time.perf_counter() - started}
     run = RunFolder.create(config, teacher.weights_sha256, on_event)
     with run.locked(), _interruptible(run):
@@ -207,17 +215,6 @@ def export_run(
             return _finished(run, run.publish(staging, report), run.emit)
 
 
-def resolve_device(name: DeviceName) -> DeviceName:
-    """ "cpu" or "cuda"; "auto" is CUDA where torch finds a device. Imports torch."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device is cuda but torch finds no CUDA device: use --device cpu")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
-
-
 def _on_device(run: RunFolder, device: DeviceName) -> GenerateConfig:
     """The run's options for the device it was started on, or for another that was asked for."""
     resolved = resolve_device(run.config.device if device == "auto" else device)
@@ -227,14 +224,18 @@ def _on_device(run: RunFolder, device: DeviceName) -> GenerateConfig:
     return dataclasses.replace(run.config, device=resolved)
 
 
-def _load_teacher(parts: Parts, config: GenerateConfig) -> Teacher:
-    teacher = parts.load_teacher(config)
-    teacher.check_prompt(config.prompt)
+def _load_teacher(parts: Parts, config: GenerateConfig, on_event: Listener) -> Teacher:
+    from .teachers import check_prompt
+
+    teacher = parts.load_teacher(config.teacher, config.device)
+    warning = check_prompt(teacher, config.prompt)
+    if warning is not None:
+        on_event(Warning(warning))
     return teacher
 
 
 def _load_same_teacher(parts: Parts, run: RunFolder, config: GenerateConfig) -> Teacher:
-    teacher = _load_teacher(parts, config)
+    teacher = _load_teacher(parts, config, run.emit)
     if teacher.weights_sha256 != run.weights_sha256:
         raise TeacherError(
             f"the teacher's weights ({teacher.weights_sha256[:12]}) are not those that the run in "
@@ -270,9 +271,13 @@ def _complete(
     if optimized.stopped:
         raise Interrupted(run.path)
     seconds = {**seconds, "optimize": time.perf_counter() - started}
-    with run.staging() as staging:
-        made = parts.write_files(optimized, config, staging, run.emit)
+
+    def emit_or_stop(event: Event) -> None:
         _stop_if_asked(run, should_stop)
+        run.emit(event)
+
+    with run.staging() as staging:
+        made = parts.write_files(optimized, config, staging, emit_or_stop)
         seconds.update(made.pop("seconds", {}))
         seconds["total"] = sum(seconds.values())
         report = {**_report(run, config, optimized), **made, "seconds": seconds}

@@ -1,0 +1,218 @@
+"""What this machine has, what is missing, and what that means for a run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from .atomic import MIN_FREE_BYTES
+from .errors import TeacherError
+
+PACKAGES = (
+    "sds3d",
+    "torch",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "numba",
+    "nerfacc",
+    "trimesh",
+    "scikit-image",
+    "xatlas",
+    "fast-simplification",
+    "gradio",
+)
+
+MIN_MEMORY_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing looked at. "missing" costs something but not the run; "problem" prevents it."""
+
+    name: str
+    status: Literal["ok", "missing", "problem"]
+    text: str
+
+
+def examine() -> list[Finding]:
+    """Look at everything; a check that itself fails becomes a finding."""
+    checks: list[Callable[[], list[Finding]]] = [
+        _versions,
+        _device,
+        _memory,
+        _disk,
+        _encoding,
+        _cuda_extensions,
+        _ffmpeg,
+        _validator,
+        _teacher,
+    ]
+    findings = []
+    for check in checks:
+        try:
+            findings += check()
+        except Exception as error:
+            text = f"the check failed ({type(error).__name__}: {error})"
+            findings.append(Finding(name=check.__name__.strip("_"), status="problem", text=text))
+    return findings
+
+
+def healthy(findings: list[Finding]) -> bool:
+    """Whether a run can work here."""
+    return all(finding.status != "problem" for finding in findings)
+
+
+def report(findings: list[Finding]) -> str:
+    """The findings as aligned lines, and a last line that sums them up."""
+    width = max(len(finding.name) for finding in findings)
+    lines = [f"{f.status:<8}{f.name:<{width}}  {f.text}" for f in findings]
+    last = "sds3d can run here" if healthy(findings) else "sds3d cannot run here: see each problem"
+    return "\n".join([*lines, last])
+
+
+def to_json(findings: list[Finding]) -> str:
+    """The findings as one line of JSON."""
+    document = {"healthy": healthy(findings), "findings": [asdict(f) for f in findings]}
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _versions() -> list[Finding]:
+    found = [
+        Finding(
+            name="python",
+            status="ok" if sys.version_info >= (3, 11) else "problem",
+            text=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        )
+    ]
+    for name in PACKAGES:
+        try:
+            text = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name == "xatlas":
+                text = "not installed: colours are stored per vertex instead of in a texture"
+                found.append(Finding(name=name, status="missing", text=text))
+            else:
+                text = "not installed: install sds3d again"
+                found.append(Finding(name=name, status="problem", text=text))
+        else:
+            found.append(Finding(name=name, status="ok", text=text))
+    return found
+
+
+def _device() -> list[Finding]:
+    import torch
+
+    threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    found = [Finding(name="cpu", status="ok", text=threads)]
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        text = f"{torch.cuda.get_device_name(0)}, {total / 2**30:.0f} GiB; --device auto takes it"
+        found.append(Finding(name="cuda", status="ok", text=text))
+    else:
+        text = "no device: everything runs on the CPU"
+        found.append(Finding(name="cuda", status="missing", text=text))
+    return found
+
+
+def _memory() -> list[Finding]:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = os.sysconf("SC_PHYS_PAGES") * page
+        status = "ok" if total >= MIN_MEMORY_BYTES else "problem"
+        text = f"{total / 2**30:.1f} GiB in all"
+        with contextlib.suppress(OSError, ValueError):
+            text += f", {os.sysconf('SC_AVPHYS_PAGES') * page / 2**30:.1f} GiB unused"
+        return [Finding(name="memory", status=status, text=text)]
+    return [Finding(name="memory", status="missing", text="the system does not say how much")]
+
+
+def _disk() -> list[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free
+    writable = os.access(Path.cwd(), os.W_OK)
+    text = f"{free / 2**30:.1f} GiB free in the current folder"
+    if not writable:
+        text += ", which cannot be written: use --out"
+    enough = free >= MIN_FREE_BYTES and writable
+    return [Finding(name="disk", status="ok" if enough else "problem", text=text)]
+
+
+def _encoding() -> list[Finding]:
+    import torch
+
+    from nerf.hash_grid import choose_backend
+
+    found = []
+    for name in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        backend, reason = choose_backend("auto", torch.device(name))
+        found.append(Finding(name=f"encoding on {name}", status="ok", text=f"{backend}: {reason}"))
+    return found
+
+
+def _cuda_extensions() -> list[Finding]:
+    import torch
+
+    from nerf.hash_grid.tinycudann import load
+
+    module, reason = load()
+    found = [Finding(name="tinycudann", status="ok" if module else "missing", text=reason)]
+    if not torch.cuda.is_available():
+        text = "its CUDA kernels need a CUDA device; the CPU parts are used"
+        found.append(Finding(name="nerfacc CUDA", status="missing", text=text))
+    elif shutil.which("nvcc") is None:
+        text = "its CUDA kernels are compiled by nvcc, which is not on PATH; torch is used instead"
+        found.append(Finding(name="nerfacc CUDA", status="missing", text=text))
+    else:
+        text = "nvcc is on PATH, so its CUDA kernels can be compiled"
+        found.append(Finding(name="nerfacc CUDA", status="ok", text=text))
+    return found
+
+
+def _ffmpeg() -> list[Finding]:
+    import imageio_ffmpeg
+
+    try:
+        text, status = str(imageio_ffmpeg.get_ffmpeg_version()), "ok"
+    except (RuntimeError, OSError) as error:
+        text, status = f"turntable.mp4 cannot be written ({error}): install ffmpeg", "problem"
+    return [Finding(name="ffmpeg", status=status, text=text)]
+
+
+def _validator() -> list[Finding]:
+    node = shutil.which("node")
+    absent = "the Khronos glTF check is left out, which only the tests use"
+    if node is None:
+        return [Finding(name="node", status="missing", text=f"not on PATH: {absent}")]
+    command = [node, "-e", "process.stdout.write(require('gltf-validator').version())"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        version = run.stdout.strip() if run.returncode == 0 else ""
+    except (OSError, subprocess.TimeoutExpired):
+        version = ""
+    if not version:
+        text = f"not installed for node: {absent}"
+        return [Finding(name="gltf-validator", status="missing", text=text)]
+    return [Finding(name="gltf-validator", status="ok", text=version)]
+
+
+def _teacher() -> list[Finding]:
+    from .teachers import TOYBOX_FOLDER, load_teacher, pinned_sha256
+
+    try:
+        teacher = load_teacher("toybox", "cpu")
+    except TeacherError as error:
+        return [Finding(name="teacher toybox", status="problem", text=str(error))]
+    parameters = sum(p.numel() for p in teacher.module.parameters())
+    pinned = "as shipped" if pinned_sha256(TOYBOX_FOLDER) else "no recorded hash to compare with"
+    text = f"{parameters / 1e6:.1f} M parameters, sha256 {teacher.weights_sha256} ({pinned})"
+    return [Finding(name="teacher toybox", status="ok", text=text)]

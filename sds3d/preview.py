@@ -1,0 +1,110 @@
+"""The teacher's own pictures of a prompt: what it would make of it, before a long run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from .atomic import make_writable_folder
+from .config import DeviceName, TeacherName, clean_prompt, require_number, required_prompt, slug
+from .errors import OutputError
+from .events import Listener, Warning
+from .runs import ignore_event
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from core.teachers.toybox import ToyboxTeacher
+
+VIEWS: dict[str, tuple[float, float]] = {
+    "front": (0.0, 15.0),
+    "side": (90.0, 15.0),
+    "back": (180.0, 15.0),
+    "above": (0.0, 75.0),
+}
+"""Azimuth and elevation in degrees of each picture, left to right."""
+
+ENLARGEMENT = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """Draw the teacher's own front, side, back and top view of a prompt into one PNG."""
+
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")]
+    """What to draw, e.g. "a red mushroom"."""
+    negative_prompt: str = ""
+    """What the object should not be."""
+    seed: int = 0
+    """Seed of the noise that the pictures are made from."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance: uncond + s (cond - uncond)."""
+    sample_steps: int = 24
+    """Steps from noise to picture."""
+    teacher: TeacherName = "toybox"
+    """The diffusion model that draws."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+    out: Path = Path("outputs")
+    """Folder for the PNG."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", required_prompt(self.prompt))
+        negative = clean_prompt(self.negative_prompt, "negative prompt")
+        object.__setattr__(self, "negative_prompt", negative)
+        require_number("--seed", self.seed, 0, 2**63 - 1)
+        require_number("--guidance-scale", self.guidance_scale, 0, 1000)
+        require_number("--sample-steps", self.sample_steps, 1, 1000)
+
+
+def preview(config: PreviewConfig, on_event: Listener = ignore_event) -> Path:
+    """Draw the four views side by side; returns the PNG's path.
+
+    Raises the errors of `sds3d.errors`.
+    """
+    make_writable_folder(config.out)
+    from .device import resolve_device
+    from .export import DiskFullError, NotWritableError, export_contact_sheet
+    from .teachers import check_prompt, load_teacher
+
+    teacher = load_teacher(config.teacher, resolve_device(config.device))
+    warning = check_prompt(teacher, config.prompt)
+    if warning is not None:
+        on_event(Warning(warning))
+    path = config.out / f"{slug(config.prompt)}-preview-{config.seed}.png"
+    frames = draw_views(teacher, config).repeat(ENLARGEMENT, axis=1).repeat(ENLARGEMENT, axis=2)
+    try:
+        export_contact_sheet(frames, path, columns=len(VIEWS))
+    except (DiskFullError, NotWritableError) as error:
+        raise OutputError(str(error)) from error
+    return path
+
+
+def draw_views(teacher: ToyboxTeacher, config: PreviewConfig) -> np.ndarray:
+    """[4, H, W, 3] uint8: samples of the teacher, all from the same noise, one per view."""
+    import torch
+
+    from core.denoiser import ClassifierFreeGuidance
+    from core.solvers.ddim import DDIM
+    from core.solvers.sampling import sample
+
+    cond = teacher.encode([config.prompt], config.negative_prompt)
+    device = teacher.device
+    camera = torch.tensor(list(VIEWS.values()), device=device)
+    generator = torch.Generator().manual_seed(config.seed)
+    side = teacher.image_size
+    noise = torch.randn(1, 3, side, side, generator=generator).to(device)
+    times = torch.linspace(1, 0, config.sample_steps + 1)
+    with torch.no_grad():
+        images = sample(
+            ClassifierFreeGuidance(teacher, config.guidance_scale),
+            DDIM(),
+            times,
+            noise.expand(len(camera), -1, -1, -1),
+            cond.with_camera(camera),
+        ).x
+    pixels = (images.clamp(-1, 1) + 1) * 127.5
+    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,88 @@
+"""Make a recorded result again and say whether it came out the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from .config import ALGORITHM_VERSION, GenerateConfig, from_dict
+from .errors import ConfigError, PromptError, RunError
+from .events import Listener, Warning
+from .generate import Generated, Parts, ShouldStop, generate, never_stop
+from .runs import ignore_event
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceConfig:
+    """Make the run of a result.json again elsewhere and compare each file's SHA-256."""
+
+    result: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULT.JSON")]
+    """The result.json to reproduce."""
+    out: Path = Path("reproduced")
+    """Folder in which the new run's folder is made; not the one that holds the original."""
+
+
+def reproduce(
+    config: ReproduceConfig,
+    *,
+    on_event: Listener = ignore_event,
+    should_stop: ShouldStop = never_stop,
+    parts: Parts | None = None,
+) -> Generated:
+    """Generate anew with the recorded options and compare.
+
+    A Warning event names every difference: of version, teacher, machine, and of each file. On the
+    same machine and versions there is none. Raises RunError for a result.json that cannot be used.
+    """
+    recorded, options = read_result(config.result)
+    if config.out.resolve() == config.result.resolve().parent.parent:
+        raise RunError(f"{config.out} holds the original: choose another folder with --out")
+    if recorded.get("algorithm") != ALGORITHM_VERSION:
+        text = f"recorded by algorithm {recorded.get('algorithm')}, this is {ALGORITHM_VERSION}"
+        on_event(Warning(text))
+    generated = generate(
+        dataclasses.replace(options, out=config.out),
+        overwrite=True,
+        on_event=on_event,
+        should_stop=should_stop,
+        parts=parts,
+    )
+    for text in differences(recorded, generated.result):
+        on_event(Warning(text))
+    return generated
+
+
+def read_result(path: Path) -> tuple[dict[str, Any], GenerateConfig]:
+    """The content of a result.json and the options it was made with."""
+    try:
+        recorded = json.loads(path.read_bytes())
+        options = from_dict(recorded["config"])
+        if not isinstance(recorded["files"], dict):
+            raise RunError(f"{path} names no files: it is not the result.json of a run")
+    except OSError as error:
+        raise RunError(f"cannot read {path} ({error.strerror}): give a result.json") from error
+    except (ValueError, KeyError, TypeError, ConfigError, PromptError) as error:
+        raise RunError(f"{path} is not the result.json of a run: {error}") from error
+    return recorded, options
+
+
+def differences(recorded: dict[str, Any], made: dict[str, Any]) -> list[str]:
+    """What differs between two results, in words; files first, then what may have caused it."""
+    found = []
+    before, after = recorded["files"], made["files"]
+    for name in sorted({*before, *after} - {"config.json"}):
+        if name not in after:
+            found.append(f"{name} was not made")
+        elif name not in before:
+            found.append(f"{name} is new")
+        elif before[name] != after[name]:
+            found.append(f"{name} differs from the recorded one")
+    for name in ("version", "teacher", "machine"):
+        if found and recorded.get(name) != made.get(name):
+            found.append(f"{name} was {recorded.get(name)} and is {made.get(name)}")
+    return found

@@ -1,0 +1,80 @@
+"""Teachers by name, and their errors in the user's terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from core.teachers.errors import TeacherWeightsError, UnknownSubjectError
+
+from .config import DeviceName, TeacherName
+from .errors import PromptError, TeacherError
+
+if TYPE_CHECKING:
+    from core.teachers.toybox import ToyboxTeacher
+
+TOYBOX_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "toybox"
+"""The embedded teacher, beside the packages in a checkout."""
+
+PINNED_HASH = "weights.sha256"
+"""File in a teacher's folder with the hash that its weights must have."""
+
+
+class Reading(Protocol):
+    """How a teacher reads a prompt."""
+
+    @property
+    def warning(self) -> str | None: ...
+
+
+class ReadsPrompts(Protocol):
+    """A teacher, as far as prompts go."""
+
+    def check_prompt(self, prompt: str) -> Reading: ...
+
+
+def load_teacher(
+    name: TeacherName, device: DeviceName, folder: Path | None = None
+) -> ToyboxTeacher:
+    """The teacher of that name on "cpu" or "cuda", from its own folder unless another is given.
+
+    Raises TeacherError where its weights are missing, damaged, or not those that were shipped.
+    """
+    from core.teachers.toybox import ToyboxTeacher
+
+    assert name == "toybox", name
+    folder = folder or TOYBOX_FOLDER
+    try:
+        teacher = ToyboxTeacher.load(folder, device=device)
+    except TeacherWeightsError as error:
+        raise TeacherError(str(error)) from error
+    pinned = pinned_sha256(folder)
+    if pinned is not None and pinned != teacher.weights_sha256:
+        raise TeacherError(
+            f"the teacher in {folder} is damaged or was exchanged (its hash begins with "
+            f"{teacher.weights_sha256[:12]}, not {pinned[:12]}): install the package again"
+        )
+    return teacher
+
+
+def pinned_sha256(folder: Path) -> str | None:
+    """The hash that the weights in `folder` must have, None where none is recorded."""
+    try:
+        return (folder / PINNED_HASH).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise TeacherError(
+            f"cannot read {folder / PINNED_HASH} ({error}): install the package again"
+        ) from error
+
+
+def check_prompt(teacher: ReadsPrompts, prompt: str) -> str | None:
+    """One line that names the words which the teacher does not know, None where it knows all.
+
+    Raises PromptError, with the nearest things it does know, where it can draw nothing of it.
+    """
+    try:
+        return teacher.check_prompt(prompt).warning
+    except UnknownSubjectError as error:
+        raise PromptError(str(error)) from error
