@@ -34,7 +34,7 @@ class MeshConfig:
     max_faces: int = 40_000
     colors: Literal["texture", "vertex"] = "texture"
     texture_size: int = 1024
-    smoothing_iterations: int = 4
+    smoothing_iterations: int = 8
     min_area_share: float = 0.02
 
     def __post_init__(self) -> None:
