@@ -71,10 +71,11 @@ class DiscreteVPSchedule:
         return -self._ratio_prime(t) * self.alpha(t) * self.sigma(t) ** 2
 
     def log_snr(self, t: Tensor) -> Tensor:
-        left, right, fraction = self._interval(t)
-        linear = left + fraction * (right - left)
-        to_zero = left + 2 * torch.log1p(-fraction)
-        return torch.where(torch.isneginf(right), to_zero, linear).to(t.dtype)
+        left, fall, to_zero, fraction = self._interval(t)
+        # Each branch is kept finite where the other is taken: autograd multiplies both.
+        linear = left + fraction * fall
+        bent = left + 2 * torch.log1p(-fraction.where(to_zero, 0.0))
+        return torch.where(to_zero, bent, linear).to(t.dtype)
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         knots = self._knots_on(log_snr.device)
@@ -89,18 +90,21 @@ class DiscreteVPSchedule:
         return ((index + fraction) / (len(knots) - 1)).to(log_snr.dtype)
 
     def _ratio_prime(self, t: Tensor) -> Tensor:
-        left, right, fraction = self._interval(t)
-        linear = torch.exp((left + fraction * (right - left)) / 2) * (right - left) / 2
-        to_zero = -torch.exp(left / 2)
-        slope = torch.where(torch.isneginf(right), to_zero, linear)
+        left, fall, to_zero, fraction = self._interval(t)
+        linear = torch.exp((left + fraction * fall) / 2) * fall / 2
+        slope = torch.where(to_zero, -torch.exp(left / 2), linear)
         return (slope * (self.num_train_timesteps - 1)).to(t.dtype)
 
-    def _interval(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The log-SNR at both ends of t's interval, and how far into it t lies, in float64."""
+    def _interval(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the interval that holds t, in float64: the log-SNR at its left end and its fall to
+        the right one (0 where that is infinite), whether it is infinite, and how far in t lies.
+        """
         knots = self._knots_on(t.device)
         position = t.double() * (len(knots) - 1)
         index = position.detach().floor().long().clamp(0, len(knots) - 2)
-        return knots[index], knots[index + 1], position - index
+        left, right = knots[index], knots[index + 1]
+        to_zero = torch.isneginf(right)
+        return left, (right - left).masked_fill(to_zero, 0.0), to_zero, position - index
 
     def _knots_on(self, device: torch.device) -> Tensor:
         if device not in self._on_device:
