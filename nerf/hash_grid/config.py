@@ -97,11 +97,12 @@ class HashGridConfig:
         """The levels, coarsest first, with the resolutions and offsets of tiny-cuda-nn."""
         levels: list[GridLevel] = []
         offset = 0
-        # float32 throughout, as tiny-cuda-nn computes it: for a growth of 1.5 the exact value is
-        # a whole number, and which side of it the rounding falls on decides the resolution.
-        log2_scale = np.log2(np.float32(self.per_level_scale))
+        # Each operation rounded to float32, as in tiny-cuda-nn: for a growth of 1.5 the exact value
+        # is a whole number, and the side that the rounding falls on decides the resolution. Not
+        # numpy's own float32 functions: their last bit depends on the processor.
+        log2_scale = np.float32(math.log2(np.float32(self.per_level_scale)))
         for level in range(self.n_levels):
-            growth = np.exp2(np.float32(level) * log2_scale)
+            growth = np.float32(math.exp2(np.float32(level) * log2_scale))
             scale = growth * np.float32(self.base_resolution) - np.float32(1)
             resolution = int(np.ceil(scale)) + 1
             n_vertices = -(-(resolution**3) // 8) * 8

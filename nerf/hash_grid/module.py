@@ -108,7 +108,7 @@ class HashGrid(nn.Module):
 
         torch.autograd.grad(forward(points), points, grad, create_graph=True) gives the same
         values. But it needs points that require a gradient, and the backward pass of a loss then
-        works out the gradients and second derivatives at them for nobody: a half more work.
+        works out the gradients and second derivatives at them for nobody: twice the time.
         """
         name = self._checked_backend(points)
         if grad.shape != (len(points), self.out_dim):
@@ -117,10 +117,12 @@ class HashGrid(nn.Module):
             )
         if name == "numba":
             return numba_cpu.point_gradient(points, self.table, grad, self.config)
+        differentiable = torch.is_grad_enabled() and (
+            self.table.requires_grad or grad.requires_grad
+        )
         with torch.enable_grad():
             leaf = points.detach().requires_grad_()
             encoded = _ENCODE[name](leaf, self.table, self.config)
-            differentiable = self.table.requires_grad or grad.requires_grad
             (gradient,) = torch.autograd.grad(encoded, leaf, grad, create_graph=differentiable)
         return gradient
 

@@ -244,7 +244,8 @@ def encode(points: Tensor, table: Tensor, config: HashGridConfig) -> Tensor:
     points: [N, 3]; table: [config.n_parameters] of the same dtype. Returns [N, config.out_dim].
     Where nothing asks for a gradient, nothing is kept for one.
     """
-    return _Encode.apply(points, table, config)  # pyright: ignore[reportReturnType]
+    encoded: Any = _Encode.apply(points, table, config)
+    return encoded
 
 
 def point_gradient(points: Tensor, table: Tensor, grad: Tensor, config: HashGridConfig) -> Tensor:
