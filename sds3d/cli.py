@@ -246,6 +246,7 @@ def _export(call: Call) -> int:
             texture_size=given.texture_size,
             device=given.device,
             on_event=listen,
+            should_stop=call.stop,
             parts=call.parts,
         ),
     )

@@ -30,7 +30,7 @@ from .config import (
 )
 from .device import resolve_device
 from .errors import Interrupted, RunError, TeacherError
-from .events import Event, Listener, Result, Stage, Warning
+from .events import Event, Listener, Result, Stage, Step, Warning
 from .runs import CheckpointFile, RunFolder, ignore_event
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .teachers import Reading
 
 ShouldStop = Callable[[], bool]
+
+_OF_THE_OPTIMISATION = ("health", "optimize_seconds", "peak_memory_bytes")
 
 
 class Teacher(Protocol):
@@ -128,11 +130,11 @@ def generate(
     seconds = {"teacher": time.perf_counter() - started}
     run = RunFolder.create(config, teacher.weights_sha256, on_event)
     with run.locked(), _interruptible(run):
-        result = run.result()
-        if not overwrite and result is not None and _is_done(run, result):
-            return _finished(run, result, on_event)
+        result = None if overwrite else run.result()
+        if result is not None and _is_done(run, result):
+            return _finished(run, result)
         run.start(overwrite=overwrite)
-        return _complete(run, config, teacher, parts, seconds, should_stop)
+        return _complete(run, config, teacher, parts, seconds, should_stop, result)
 
 
 def resume(
@@ -155,12 +157,12 @@ def resume(
     with run.locked(), _interruptible(run):
         result = run.result()
         if result is not None and not run.verify():
-            return _finished(run, result, on_event)
+            return _finished(run, result)
         started = time.perf_counter()
         run.emit(Stage("teacher"))
         teacher = _load_same_teacher(parts, run, config)
         seconds = {"teacher": time.perf_counter() - started}
-        return _complete(run, config, teacher, parts, seconds, should_stop)
+        return _complete(run, config, teacher, parts, seconds, should_stop, result)
 
 
 def export_run(
@@ -171,9 +173,10 @@ def export_run(
     texture_size: int | None = None,
     device: DeviceName = "auto",
     on_event: Listener = ignore_event,
+    should_stop: ShouldStop = never_stop,
     parts: Parts | None = None,
 ) -> Generated:
-    """Replace the files of the finished run in `path`; an option that is None stays as it was.
+    """Replace the files of the finished run in `path`; an option that is None is the run's own.
 
     The field comes from the run's checkpoint, so nothing is optimised again. Raises RunError where
     the run is not finished, and the other errors of `sds3d.errors`.
@@ -183,7 +186,7 @@ def export_run(
     given = {name: value for name, value in given.items() if value is not None}
     mesh: MeshConfig = dataclasses.replace(run.config.mesh, **given)
     make_writable_folder(path)
-    with run.locked():
+    with run.locked(), _interruptible(run):
         before = run.result()
         if before is None or not run.checkpoint.exists():
             raise RunError(
@@ -193,26 +196,7 @@ def export_run(
         parts = parts or standard_parts()
         config = dataclasses.replace(_on_device(run, device), mesh=mesh)
         teacher = _load_same_teacher(parts, run, config)
-        # The loop finds its last step in the checkpoint and returns at once.
-        optimized = parts.optimize(
-            config,
-            teacher,
-            checkpoint=run.checkpoint,
-            on_event=run.emit,
-            should_stop=lambda: True,
-        )
-        if optimized.step < config.optimize.steps:
-            raise RunError(
-                f"the checkpoint in {path} stands at step {optimized.step} of "
-                f"{config.optimize.steps}: complete the run first with: sds3d generate --resume"
-            )
-        kept = {name: before[name] for name in ("seconds", "health", "steps") if name in before}
-        with run.staging() as staging:
-            made = parts.write_files(optimized, config, staging, run.emit)
-            seconds = {**kept.pop("seconds", {}), **made.pop("seconds", {})}
-            seconds.pop("total", None)
-            report = {**_report(run, config, optimized), **kept, **made, "seconds": seconds}
-            return _finished(run, run.publish(staging, report), run.emit)
+        return _complete(run, config, teacher, parts, {}, should_stop, before)
 
 
 def _on_device(run: RunFolder, device: DeviceName) -> GenerateConfig:
@@ -245,8 +229,7 @@ def _load_same_teacher(parts: Parts, run: RunFolder, config: GenerateConfig) -> 
 
 
 def _is_done(run: RunFolder, result: dict[str, Any]) -> bool:
-    same = result.get("config", {}).get("mesh") == to_dict(run.config.mesh)
-    return same and not run.verify()
+    return result["config"].get("mesh") == to_dict(run.config.mesh) and not run.verify()
 
 
 def _complete(
@@ -256,36 +239,50 @@ def _complete(
     parts: Parts,
     seconds: dict[str, float],
     should_stop: ShouldStop,
+    before: dict[str, Any] | None,
 ) -> Generated:
-    """Optimise from the checkpoint on, if there is one, then mesh, export and result.json."""
+    """Optimise from the checkpoint on, if there is one, then mesh, export and result.json.
+
+    Where the checkpoint is already at the last step, what the result `before` says of the
+    optimisation stays true.
+    """
     _stop_if_asked(run, should_stop)
+    steps_done = 0
+
+    def emit_and_count(event: Event) -> None:
+        nonlocal steps_done
+        steps_done += isinstance(event, Step)
+        run.emit(event)
+
+    def emit_or_stop(event: Event) -> None:
+        _stop_if_asked(run, should_stop)
+        run.emit(event)
+
     started = time.perf_counter()
     run.emit(Stage("optimize"))
     optimized = parts.optimize(
         config,
         teacher,
         checkpoint=run.checkpoint,
-        on_event=run.emit,
+        on_event=emit_and_count,
         should_stop=should_stop,
     )
     if optimized.stopped:
         raise Interrupted(run.path)
+    report = _report(run, config, optimized)
     seconds = {**seconds, "optimize": time.perf_counter() - started}
-
-    def emit_or_stop(event: Event) -> None:
-        _stop_if_asked(run, should_stop)
-        run.emit(event)
-
+    if before is not None and steps_done == 0:
+        seconds |= before["seconds"]
+        report |= {name: before[name] for name in _OF_THE_OPTIMISATION if name in before}
     with run.staging() as staging:
         made = parts.write_files(optimized, config, staging, emit_or_stop)
-        seconds.update(made.pop("seconds", {}))
-        seconds["total"] = sum(seconds.values())
-        report = {**_report(run, config, optimized), **made, "seconds": seconds}
-        return _finished(run, run.publish(staging, report), run.emit)
+        seconds |= made.pop("seconds", {})
+        seconds["total"] = sum(value for name, value in seconds.items() if name != "total")
+        return _finished(run, run.publish(staging, {**report, **made, "seconds": seconds}))
 
 
-def _finished(run: RunFolder, result: dict[str, Any], emit: Listener) -> Generated:
-    emit(Result(folder=run.path, result=result))
+def _finished(run: RunFolder, result: dict[str, Any]) -> Generated:
+    run.emit(Result(folder=run.path, result=result))
     return Generated(folder=run.path, result=result)
 
 

@@ -328,18 +328,17 @@ class RunFolder:
             document = json.loads((self.path / "result.json").read_bytes())
         except (OSError, ValueError):
             return None
-        return document if isinstance(document, dict) else None
+        parts = ("config", "files", "seconds")
+        whole = isinstance(document, dict) and all(isinstance(document.get(p), dict) for p in parts)
+        return document if whole else None
 
     def verify(self) -> list[str]:
         """What is missing for the run to count as done, in words; empty when it is done."""
         result = self.result()
         if result is None:
             return ["result.json is missing or damaged"]
-        files = result.get("files")
-        if not isinstance(files, dict) or not files:
-            return ["result.json names no files"]
         problems = []
-        for name, digest in files.items():
+        for name, digest in result["files"].items():
             path = self.path / name
             if not path.is_file():
                 problems.append(f"{name} is missing")
@@ -351,8 +350,7 @@ class RunFolder:
         """Forget result.json; returns the names of the files that it spoke of."""
         result = self.result()
         (self.path / "result.json").unlink(missing_ok=True)
-        files = result.get("files") if result else None
-        return set(files) - {"config.json"} if isinstance(files, dict) else set()
+        return set(result["files"]) - {"config.json"} if result else set()
 
     def _remove(self, names: set[str]) -> None:
         for name in names:

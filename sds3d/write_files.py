@@ -23,6 +23,7 @@ from .export import (
     export_mesh,
     export_pictures,
 )
+from .views import DISTANCE, FOVY_DEG
 
 if TYPE_CHECKING:
     from .optimize import Optimized
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 ISO_VIEWS = 8
 ISO_ELEVATIONS_DEG = (10.0, 40.0)
 ISO_SIDE = 96
-CAMERA_DISTANCE = 2.9
-CAMERA_FOVY_DEG = 40.0
 
 
 def write_files(
@@ -110,15 +109,15 @@ def opacity_views(optimized: Optimized, config: GenerateConfig) -> meshes.FieldV
     """What the field looks like from 8 sides, alternately from a little and from well above."""
     azimuths_deg = [360.0 * view / ISO_VIEWS for view in range(ISO_VIEWS)]
     elevations_deg = [ISO_ELEVATIONS_DEG[view % 2] for view in range(ISO_VIEWS)]
-    c2w = orbit_c2w(azimuths_deg, elevations_deg, CAMERA_DISTANCE, device=config.device)
+    c2w = orbit_c2w(azimuths_deg, elevations_deg, DISTANCE, device=config.device)
     settings = RenderConfig(step_size=config.optimize.step_size)
     opacity = []
     for pose in c2w:
-        rays_o, rays_d = camera_rays(pose[None], CAMERA_FOVY_DEG, ISO_SIDE, ISO_SIDE)
+        rays_o, rays_d = camera_rays(pose[None], FOVY_DEG, ISO_SIDE, ISO_SIDE)
         rendered = render(optimized.field, optimized.occupancy, rays_o, rays_d, settings)
         opacity.append(rendered.opacity)
     return meshes.FieldViews(
         opacity=torch.cat(opacity).float().cpu().numpy(),
         c2w=c2w.cpu().numpy(),
-        fovy_deg=CAMERA_FOVY_DEG,
+        fovy_deg=FOVY_DEG,
     )
