@@ -20,9 +20,10 @@ def export_obj(mesh: TexturedMesh, path: Path) -> dict[str, str]:
 
     The companions are called <stem>-<key>.mtl and <stem>-<key>.png, with the key taken from the
     content, and are written first: at every moment the .obj that stands there refers to companions
-    that are whole and its own. Companions of the .obj that was replaced are removed. With vertex
-    colours alone, they follow the positions in the "v" lines (sRGB) and there is no .png. Raises
-    MeshRejectedError, ExportError, or ValueError for a name that OBJ cannot refer to.
+    that are whole and its own. Companions of the .obj that was replaced are removed. Vertex
+    colours follow the positions in the "v" lines (sRGB); a mesh with those alone has no material,
+    because several readers ignore them where one is named. Raises MeshRejectedError, ExportError,
+    or ValueError for a name that OBJ cannot refer to.
     """
     if not SAFE_STEM.fullmatch(path.stem):
         raise ValueError(
@@ -30,25 +31,31 @@ def export_obj(mesh: TexturedMesh, path: Path) -> dict[str, str]:
             "dot, dash and underscore."
         )
     check_mesh(mesh)
-    texture = None if mesh.texture is None else png_bytes(mesh.texture)
-    key = hashlib.sha256(texture or b"").hexdigest()[:12]
-    material_path = path.with_name(f"{path.stem}-{key}.mtl")
-    texture_path = path.with_name(f"{path.stem}-{key}.png")
     replaced = _companions(path)
     hashes: dict[str, str] = {}
-    if texture is not None:
-        hashes[str(texture_path)] = write_bytes(texture_path, texture)
-    material = _material_text(None if texture is None else texture_path.name)
-    hashes[str(material_path)] = write_bytes(material_path, material.encode())
-    hashes[str(path)] = write_bytes(path, obj_text(mesh, material_path.name).encode())
-    for companion in replaced - {material_path, texture_path}:
-        companion.unlink(missing_ok=True)
+    material_name = None
+    if mesh.texture is not None:
+        picture = png_bytes(mesh.texture)
+        key = hashlib.sha256(picture).hexdigest()[:12]
+        texture_path = path.with_name(f"{path.stem}-{key}.png")
+        material_path = path.with_name(f"{path.stem}-{key}.mtl")
+        material_name = material_path.name
+        hashes[str(texture_path)] = write_bytes(texture_path, picture)
+        material = _material_text(texture_path.name)
+        hashes[str(material_path)] = write_bytes(material_path, material.encode())
+    hashes[str(path)] = write_bytes(path, obj_text(mesh, material_name).encode())
+    for companion in replaced:
+        if str(companion) not in hashes:
+            companion.unlink(missing_ok=True)
     return hashes
 
 
-def obj_text(mesh: TexturedMesh, material_name: str) -> str:
+def obj_text(mesh: TexturedMesh, material_name: str | None) -> str:
     """The .obj file. OBJ counts from 1, and its v coordinate grows upward, from the bottom."""
-    lines = [f"# sds3d, +Y up, front +Z, metres\nmtllib {material_name}\no mesh\n"]
+    lines = ["# sds3d, +Y up, front +Z, metres\n"]
+    if material_name is not None:
+        lines.append(f"mtllib {material_name}\n")
+    lines.append("o mesh\n")
     vertices: np.ndarray = mesh.vertices
     if mesh.vertex_colors is not None:
         vertices = np.concatenate([mesh.vertices, mesh.vertex_colors], axis=1)
@@ -57,7 +64,7 @@ def obj_text(mesh: TexturedMesh, material_name: str) -> str:
         uv = mesh.uv.astype(np.float64)
         lines.append(_rows("vt", np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)))
     lines.append(_rows("vn", mesh.normals))
-    lines.append("usemtl surface\ns 1\n")
+    lines.append("s 1\n" if material_name is None else "usemtl surface\ns 1\n")
     corner = "{0}/{0}/{0}" if mesh.uv is not None else "{0}//{0}"
     names = [corner.format(i + 1) for i in range(len(mesh.vertices))]
     lines.extend(f"f {names[a]} {names[b]} {names[c]}\n" for a, b, c in mesh.faces.tolist())
@@ -70,13 +77,12 @@ def _rows(keyword: str, values: np.ndarray) -> str:
     return "".join(template % tuple(row) for row in values.tolist())
 
 
-def _material_text(texture_name: str | None) -> str:
+def _material_text(texture_name: str) -> str:
     # Readers differ in what they assume for a missing line (0, 0.4, 0.8), so all are given.
-    text = (
+    return (
         "newmtl surface\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nKe 0 0 0\nNs 0\nNi 1\nd 1\nillum 1\n"
-        "Pm 0\nPr 0.9\n"
+        f"Pm 0\nPr 0.9\nmap_Kd {texture_name}\n"
     )
-    return text if texture_name is None else text + f"map_Kd {texture_name}\n"
 
 
 def _companions(path: Path) -> set[Path]:
