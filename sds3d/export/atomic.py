@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sds3d.atomic import sync_folder
+from sds3d.errors import OutputError, Sds3dError
 
-class ExportError(RuntimeError):
+
+class ExportError(Sds3dError):
     """A file could not be exported; nothing was left under its final name by this attempt."""
 
 
-class DiskFullError(ExportError):
+class DiskFullError(ExportError, OutputError):
     """No room left (or no quota); the file that stood there before, if any, is untouched."""
 
 
-class NotWritableError(ExportError):
+class NotWritableError(ExportError, OutputError):
     """The folder is missing, read-only or forbidden; nothing was changed."""
 
 
@@ -52,12 +55,6 @@ def write_bytes(path: Path, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """The sha256, in hex, of the file as it lies on the disk."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def export_error(path: Path, error: OSError) -> ExportError:
     """The named error for an OSError met while writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -81,9 +78,4 @@ def _finish(temporary: Path, path: Path) -> None:
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_folder(path.parent)

@@ -11,11 +11,12 @@ from nerf.mesh.textured_mesh import (
     surface_area,
     weld,
 )
+from sds3d.errors import Sds3dError
 
 UNIT_NORMAL_TOLERANCE = 1e-3
 
 
-class MeshRejectedError(ValueError):
+class MeshRejectedError(Sds3dError):
     """The mesh would be a broken file; nothing was written."""
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
-from sds3d.export.atomic import DiskFullError, ExportError, file_sha256, replacing
+from sds3d.atomic import sha256_file
+from sds3d.export.atomic import DiskFullError, ExportError, replacing
 
 
 def export_turntable(
@@ -47,7 +48,7 @@ def export_turntable(
                     "choose another folder, and export again. Nothing was overwritten."
                 )
             raise ExportError(f"ffmpeg could not write {path.name}: {message}")
-    return {str(path): file_sha256(path)}
+    return {str(path): sha256_file(path)}
 
 
 def as_frames(frames: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
