@@ -12,11 +12,13 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 import sys
 import typing
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -64,7 +66,7 @@ def required_prompt(text: str) -> str:
 
 def _require(condition: bool, name: str, value: object, remedy: str) -> None:
     if not condition:
-        raise ConfigError(f"{name} is {value!r}: {remedy}")
+        raise ConfigError(f"{name} is {reprlib.repr(value)}: {remedy}")
 
 
 def require_number(
@@ -75,7 +77,7 @@ def require_number(
     bound = f"above {low:g}" if open_low else f"at least {low:g}"
     if high < math.inf:
         bound += f" and at most {high:g}"
-    _require(math.isfinite(value) and inside, name, value, f"give a number {bound}")
+    _require(inside and abs(value) < math.inf, name, value, f"give a number {bound}")
 
 
 def _require_range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
@@ -336,9 +338,14 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
 def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     _require(isinstance(value, Mapping), where, value, "give an object with its fields")
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     for name in value:
         _require(name in names, where, name, "no such field; was it written by another version?")
