@@ -29,11 +29,11 @@ import tyro
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from core.teachers.toybox_network import (
     MAX_TOKENS,
     ToyboxNetwork,
+    channels_last,
     load_network,
     make_text_encoder,
     make_tokenizer,
@@ -77,7 +77,7 @@ class TrainConfig:
     batch: int = 64
     images: int = 100_000
     images_at_start: int = 6_000
-    images_per_step: int = 20
+    images_per_step: int = 8
     learning_rate: float = 6e-4
     warmup_steps: int = 200
     weight_decay: float = 0.01
@@ -118,6 +118,8 @@ PRESETS = {
 class ImageCache:
     """Rendered views on disk, filled in order by threads; any entry is a function of its index."""
 
+    ahead = 1024  # views rendered before they are asked for
+
     def __init__(self, folder: Path, count: int, seed: int, threads: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.seed = seed
@@ -134,6 +136,7 @@ class ImageCache:
         self._rendered = int(done.read_text()) if exists and done.exists() else 0
         self._pool = ThreadPoolExecutor(threads)
         self._stop = False
+        self._wanted = 0
         self._thread = threading.Thread(target=self._fill, daemon=True)
         self._thread.start()
 
@@ -177,6 +180,9 @@ class ImageCache:
         groups = (self.count + VIEWS_PER_SCENE - 1) // VIEWS_PER_SCENE
         chunk = 64
         for start in range(0, groups, chunk):
+            # Rendering far ahead would only take the processor from the training.
+            while self.ready > self._wanted + self.ahead and not self._stop:
+                time.sleep(0.2)
             if self._stop:
                 return
             list(self._pool.map(self._scene, range(start, min(start + chunk, groups))))
@@ -193,6 +199,7 @@ class ImageCache:
 
     def wait_for(self, count: int) -> None:
         """Return when the first `count` views are there."""
+        self._wanted = max(self._wanted, count)
         while self.ready < count:
             if not self._thread.is_alive() and self.ready < count:
                 raise RuntimeError("the rendering thread died; see its traceback above")
@@ -251,13 +258,16 @@ def make_batch(config: TrainConfig, cache: ImageCache, tokenizer, step: int) -> 
     )
 
 
-def batches(config: TrainConfig, cache: ImageCache, tokenizer, first: int) -> Generator[Batch, None, None]:
+def batches(
+    config: TrainConfig, cache: ImageCache, tokenizer, first: int
+) -> Generator[Batch, None, None]:
     """Batches from step `first` on, prepared by a few threads ahead of the training."""
     ahead = 3 if config.device == "cpu" else 12
     workers = 1 if config.device == "cpu" else 6
     with ThreadPoolExecutor(workers) as pool:
         queue = [
-            pool.submit(make_batch, config, cache, tokenizer, s) for s in range(first, first + ahead)
+            pool.submit(make_batch, config, cache, tokenizer, s)
+            for s in range(first, first + ahead)
         ]
         step = first + ahead
         while True:
@@ -289,7 +299,6 @@ class State:
 
     def __init__(self, network: ToyboxNetwork, config: TrainConfig) -> None:
         self.network = network
-        self.names = [n for n, _ in network.named_parameters()]
         self.ema = {n: p.detach().clone() for n, p in network.named_parameters()}
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
@@ -303,8 +312,9 @@ class State:
 
     def update_ema(self, decay: float) -> None:
         decay = min(decay, (1.0 + self.step) / (10.0 + self.step))
-        parameters = [p.detach() for p in self.network.parameters()]
-        torch._foreach_lerp_([self.ema[n] for n in self.names], parameters, 1.0 - decay)
+        with torch.no_grad():
+            for name, p in self.network.named_parameters():
+                self.ema[name].lerp_(p, 1.0 - decay)
 
     def save(self, path: Path) -> None:
         tensors = {f"ema.{n}": v for n, v in self.ema.items()}
@@ -341,7 +351,7 @@ class State:
         unet = make_unet()
         text_encoder = make_text_encoder(self.network.text_encoder.config.vocab_size)
         network = ToyboxNetwork(unet, text_encoder).to(next(self.network.parameters()).device)
-        network.to(memory_format=torch.channels_last)
+        channels_last(network)
         with torch.no_grad():
             for name, p in network.named_parameters():
                 p.copy_(self.ema[name])
@@ -407,7 +417,7 @@ def train(config: TrainConfig) -> int:
     if config.init is not None:
         loaded, _ = load_network(config.init)
         network.load_state_dict(loaded.state_dict())
-    network.to(device).to(memory_format=torch.channels_last)
+    channels_last(network.to(device))
     count = sum(p.numel() for p in network.parameters())
     state = State(network, config)
     path = config.out / "state.safetensors"
@@ -427,7 +437,9 @@ def train(config: TrainConfig) -> int:
     source = batches(config, cache, tokenizer, state.step)
     while state.step < config.steps and not stop.is_set():
         batch = next(source)
-        batch = Batch(*(getattr(batch, f).to(device) for f in ("x0", "tokens", "camera", "t", "eps")))
+        batch = Batch(
+            *(getattr(batch, f).to(device) for f in ("x0", "tokens", "camera", "t", "eps"))
+        )
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)
         with torch.autocast(device, torch.bfloat16):
@@ -480,7 +492,9 @@ def train(config: TrainConfig) -> int:
 
 def main() -> None:
     preset = "gpu" if "gpu" in [a.split("=")[-1] for a in sys.argv[1:3]] else "cpu"
-    arguments = [a for a in sys.argv[1:] if a not in ("--preset", "cpu", "gpu", f"--preset={preset}")]
+    arguments = [
+        a for a in sys.argv[1:] if a not in ("--preset", "cpu", "gpu", f"--preset={preset}")
+    ]
     config = tyro.cli(TrainConfig, default=PRESETS[preset], args=arguments)
     raise SystemExit(train(config))
 

@@ -62,6 +62,10 @@ class EmptyField(Sds3dError):
     """The optimised field holds no surface, so that there is nothing to export."""
 
 
+class Diverged(Sds3dError):
+    """The optimisation kept producing numbers that are not finite."""
+
+
 class Interrupted(Sds3dError):
     """The user stopped the run; it can be continued from its folder."""
 

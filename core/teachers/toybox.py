@@ -16,7 +16,13 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from core.teachers.errors import TeacherWeightsError, UnknownSubjectError
-from core.teachers.toybox_network import IMAGE_SIZE, MAX_TOKENS, ToyboxNetwork, load_network
+from core.teachers.toybox_network import (
+    IMAGE_SIZE,
+    MAX_TOKENS,
+    ToyboxNetwork,
+    channels_last,
+    load_network,
+)
 
 __all__ = ["PromptReading", "ToyboxTeacher", "weights_sha256"]
 
@@ -112,7 +118,9 @@ class ToyboxTeacher:
             for synonym in synonyms
         }
         self.network = network.eval().requires_grad_(False).to(self.device)
-        self.network.unet.to(self.dtype, memory_format=torch.channels_last)
+        # Module.to, not the model's own: that one warns about casts it was not asked to check.
+        nn.Module.to(self.network.unet, self.dtype)
+        channels_last(self.network)
 
     @classmethod
     def load(
@@ -160,10 +168,11 @@ class ToyboxTeacher:
         """Which words are known, and which subjects they name."""
         known = set(self._tokenizer.get_vocab())
         words = [w.lower() for w in re.findall(r"[^\W_]+", prompt)]
-        unknown = []
-        for word in dict.fromkeys(words):
-            if word not in known:
-                unknown.append((word, tuple(difflib.get_close_matches(word, known, 3, 0.6))))
+        unknown = [
+            (word, tuple(difflib.get_close_matches(word, known, 3, 0.6)))
+            for word in dict.fromkeys(words)
+            if word not in known
+        ]
         text = f" {' '.join(words)} "
         found = [(text.find(f" {s} "), kind) for s, kind in self._subjects.items()]
         order = sorted((at, kind) for at, kind in found if at >= 0)

@@ -9,13 +9,19 @@ Generative Models Denoise" (arXiv 2511.13720).
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 IMAGE_SIZE = 64
 FOLD = 4
@@ -151,6 +157,26 @@ class ToyboxNetwork(nn.Module):
         return F.pixel_shuffle(x0.to(x_t.dtype), FOLD)
 
 
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar on stderr for every load, however small."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def channels_last(network: ToyboxNetwork) -> ToyboxNetwork:
+    """Lay the convolutions' weights out as the CPU's and GPU's fast kernels read them."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
 def save_network(
     network: ToyboxNetwork,
     tokenizer: PreTrainedTokenizerFast,
@@ -185,11 +211,19 @@ def save_network(
 def load_network(folder: Path) -> tuple[ToyboxNetwork, PreTrainedTokenizerFast]:
     """Read what `save_network` wrote, in float32, without any look at the network."""
     unet = UNet2DConditionModel.from_pretrained(
-        folder / "unet", local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
+        folder / "unet",
+        local_files_only=True,
+        use_safetensors=True,
+        torch_dtype=torch.float32,
+        low_cpu_mem_usage=False,
     )
-    text_encoder = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
-    )
+    with _no_progress_bar():
+        text_encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder",
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
     assert isinstance(unet, UNet2DConditionModel)
     assert isinstance(text_encoder, CLIPTextModel)

@@ -82,15 +82,11 @@ def sample_caption(
     text = _article(" ".join([*words, kind]))
     if spec.part is not None and spec.part_color is not None:
         shade = (
-            _pick(rng, COLOR_SYNONYMS[spec.part_color])
-            if rng.uniform() < 0.3
-            else spec.part_color
+            _pick(rng, COLOR_SYNONYMS[spec.part_color]) if rng.uniform() < 0.3 else spec.part_color
         )
         text += _with_part(spec.part, shade)
     if spec.support is not None and spec.support_color is not None:
-        base = (
-            _pick(rng, KINDS[spec.support].synonyms) if rng.uniform() < 0.3 else spec.support
-        )
+        base = _pick(rng, KINDS[spec.support].synonyms) if rng.uniform() < 0.3 else spec.support
         text += f" {_pick(rng, ON_WORDS)} {_article(f'{spec.support_color} {base}')}"
     if rng.uniform() < 0.5:
         prefix = _pick(rng, PREFIXES)

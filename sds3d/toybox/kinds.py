@@ -353,9 +353,11 @@ def cat(rng: Rng) -> list[Part]:
     for s in (-1, 1):
         parts.append(_cone("ears", (s * 0.15, hy + hr * 0.9, hz - 0.02), 0.1, 0.025, 0.12,
                            rot=rotation(z_deg=-s * 14)))  # fmt: skip
-        for z in (-1, 1):
-            parts.append(_limb("legs", (s * 0.14, y - 0.02, z * (length - 0.16)),
-                               (s * 0.14, 0.08, z * (length - 0.16)), 0.095, 0.08))  # fmt: skip
+    parts += [
+        _limb("legs", (s * 0.14, y - 0.02, z * (length - 0.16)),
+              (s * 0.14, 0.08, z * (length - 0.16)), 0.095, 0.08)
+        for s in (-1, 1) for z in (-1, 1)
+    ]  # fmt: skip
     return parts
 
 
@@ -412,7 +414,7 @@ def airplane(rng: Rng) -> list[Part]:
     length, r = rng.uniform(0.78, 0.9), rng.uniform(0.18, 0.21)
     span = rng.uniform(0.82, 0.95)
     y = 0.34
-    parts = [
+    return [
         _limb("main", (0, y + 0.06, -length), (0, y, length * 0.72), 0.09, r),
         _ball("windows", (0, y + r * 0.62, length * 0.42), r * 0.66, r * 0.6, 0.24, color=GLASS),
         _box("wings", (0, y - 0.03, 0.16), span, 0.042, 0.19, r=0.04),
@@ -422,7 +424,6 @@ def airplane(rng: Rng) -> list[Part]:
         _box("propeller", (0, y, length * 0.72 + r + 0.03), 0.05, 0.3, 0.022, color=DARK,
              rot=rotation(z_deg=rng.uniform(-20, 20))),
     ]  # fmt: skip
-    return parts
 
 
 def cake(rng: Rng) -> list[Part]:

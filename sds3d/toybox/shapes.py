@@ -101,9 +101,7 @@ class Solid:
         """Both solids as one."""
         pairs = zip(self.arrays(), other.arrays(), strict=True)
         names = ("primitives", "sizes", "centers", "rotations", "colors", "blends", "bounds")
-        return Solid(
-            **{name: np.concatenate(p) for name, p in zip(names, pairs, strict=True)}
-        )
+        return Solid(**{name: np.concatenate(p) for name, p in zip(names, pairs, strict=True)})
 
 
 def rotation(*, x_deg: float = 0.0, y_deg: float = 0.0, z_deg: float = 0.0) -> np.ndarray:

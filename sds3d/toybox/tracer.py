@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -32,7 +33,7 @@ class Light:
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _part_distance(kind, s, x, y, z):  # noqa: PLR0911
+def _part_distance(kind, s, x, y, z):
     if kind == 0 or kind == 6:  # ellipsoid: first-order distance k0 (k0 - 1) / k1
         ax, ay, az = x / s[0], y / s[1], z / s[2]
         k0 = math.sqrt(ax * ax + ay * ay + az * az)
@@ -257,8 +258,8 @@ def render_rgba(
     light = light or Light()
     direction = np.asarray(light.direction, np.float64)
     out = np.zeros((size, size, 4))
-    _render(
-        *solid.arrays(), azimuth_deg, elevation_deg, distance, fovy_deg, size, supersample,
-        direction / np.linalg.norm(direction), light.ambient, RADIUS * 1.06, out,
-    )  # fmt: skip
+    view = (azimuth_deg, elevation_deg, distance, fovy_deg, size, supersample)
+    unit = direction / np.linalg.norm(direction)
+    kernel: Any = _render  # the type checker cannot count the solid's arrays
+    kernel(*solid.arrays(), *view, unit, light.ambient, RADIUS * 1.06, out)
     return out

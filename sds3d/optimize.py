@@ -1,0 +1,378 @@
+"""The one loop: from a prompt to a radiance field, by the score of a frozen teacher.
+
+Each step looks at the field from a few sides, asks the teacher what the view should rather look
+like, and moves the field that way. A step is a function of the field's state, the config and the
+step's number alone: all its randomness comes from (seed, step), so a resumed run repeats the
+uninterrupted one bit for bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.denoiser import ClassifierFreeGuidance, Conditioning, Denoiser
+from core.distillation.score.sds import SDS, surrogate_loss
+from nerf.background import random_background
+from nerf.cameras import camera_rays, orbit_c2w
+from nerf.field import FieldConfig, RadianceField
+from nerf.hash_grid import HashGridConfig
+from nerf.occupancy import OccupancyConfig, OccupancyGrid
+from nerf.regularizers import normal_smoothness, opacity_entropy, orientation_loss
+from nerf.rendering import RenderConfig, Rendered, render
+
+from .config import GenerateConfig, OptimizeConfig
+from .errors import Diverged
+from .events import Event, Health, Step, Warning
+from .runs import CheckpointFile
+from .views import FOVY_DEG, sample_views
+
+SNAPSHOT_INTERVAL = 25
+MOST_ROLLBACKS = 3
+HEALTH_INTERVAL = 50
+NEIGHBOUR_DISTANCE = 0.01
+"""How far apart normals are compared, in world units."""
+
+
+class Teacher(Denoiser, Protocol):
+    """What the loop needs of a teacher beyond denoising."""
+
+    image_size: int
+
+    def encode(self, prompts: list[str] | str, negative_prompt: str = "") -> Conditioning: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimized:
+    """The field as the loop left it.
+
+    Attributes:
+        field, occupancy: What renders.
+        step: Steps done.
+        seconds: Wall time of this call by part (teacher, render, backward, update).
+        health: What is wrong with the field in plain words, empty if nothing.
+        stopped: Whether the loop was asked to stop before its last step.
+    """
+
+    field: RadianceField
+    occupancy: OccupancyGrid
+    step: int
+    seconds: dict[str, float]
+    health: list[str]
+    stopped: bool
+
+
+@dataclass
+class _Clock:
+    """Wall time by part; on CUDA without waiting for the device, so only sums are exact there."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
+        self._since = now
+
+
+def optimize(
+    config: GenerateConfig,
+    teacher: Teacher,
+    *,
+    checkpoint: CheckpointFile | None,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> Optimized:
+    """Optimise a field for `config.prompt`, going on from `checkpoint` where it holds a state.
+
+    `should_stop` is asked after every step; when it says yes the state is saved and `stopped` set.
+    A step whose result is not finite is undone, and the learning rate halved; after three of these
+    Diverged is raised. Raises the errors of `sds3d.errors`.
+    """
+    options = config.optimize
+    loop = _Loop(config, teacher)
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        loop.load(*state)
+    snapshot = loop.tensors(), loop.meta()
+    clock, began, saved = _Clock(), loop.step, time.monotonic()
+    started, complaint, stopped = time.monotonic(), None, False
+    while loop.step < options.steps and not stopped:
+        if loop.step % SNAPSHOT_INTERVAL == 0:
+            snapshot = loop.tensors(), loop.meta()
+        step_started = time.perf_counter()
+        report = loop.advance(clock)
+        if not report.finite:
+            loop.roll_back(*snapshot)
+            if loop.rollbacks > MOST_ROLLBACKS:
+                raise Diverged(
+                    f"the optimisation diverged {loop.rollbacks} times near step {loop.step}: "
+                    "lower --optimize.encoding-learning-rate or --optimize.guidance-scale"
+                )
+            on_event(
+                Warning(
+                    f"a value was not finite: back to step {loop.step} with "
+                    f"{loop.rate_scale:g} of the learning rate"
+                )
+            )
+            continue
+        elapsed = time.monotonic() - started
+        on_event(
+            Step(
+                step=loop.step,
+                steps=options.steps,
+                timestep=report.timestep,
+                opacity=report.opacity,
+                step_seconds=time.perf_counter() - step_started,
+                eta_seconds=elapsed / (loop.step - began) * (options.steps - loop.step)
+                if loop.step > began
+                else 0.0,
+                samples=report.samples,
+                resolution=report.resolution,
+            )
+        )
+        if loop.step % HEALTH_INTERVAL == 0 or loop.step == options.steps:
+            found = report.complaint
+            if found is not None and found != complaint:
+                on_event(Health(found))
+            complaint = found
+        stopped = should_stop() and loop.step < options.steps
+        due = time.monotonic() - saved > config.checkpoint_seconds
+        if checkpoint is not None and (due or stopped or loop.step == options.steps):
+            checkpoint.save(loop.tensors(), loop.meta())
+            saved = time.monotonic()
+    return Optimized(
+        field=loop.field,
+        occupancy=loop.occupancy,
+        step=loop.step,
+        seconds=clock.seconds,
+        health=[] if complaint is None else [complaint],
+        stopped=stopped,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Report:
+    """What one step saw."""
+
+    finite: bool
+    timestep: float
+    opacity: float
+    samples: int
+    resolution: int
+    complaint: str | None
+
+
+class _Loop:
+    """The state of a run and its one step."""
+
+    def __init__(self, config: GenerateConfig, teacher: Teacher) -> None:
+        self.options = config.optimize
+        self.seed = config.seed
+        self.teacher_size = teacher.image_size
+        self.device = torch.device(config.device)
+        self.distillation = SDS(ClassifierFreeGuidance(teacher, self.options.guidance_scale))
+        self.cond = teacher.encode(config.prompt, config.negative_prompt)
+        self.field = make_field(self.options, config.seed).to(self.device)
+        self.occupancy = OccupancyGrid(
+            self.field.aabb,
+            OccupancyConfig(
+                resolution=self.options.occupancy_resolution,
+                update_every=self.options.occupancy_interval,
+            ),
+        ).to(self.device)
+        encoding = list(self.field.encoding.parameters())
+        rest = [*self.field.hidden.parameters(), *self.field.head.parameters()]
+        self.optimizer = torch.optim.Adam(
+            [{"params": encoding}, {"params": rest}], betas=(0.9, 0.99), eps=1e-15, fused=True
+        )
+        self.step = 0
+        self.rollbacks = 0
+        self.rate_scale = 1.0
+
+    def advance(self, clock: _Clock) -> _Report:
+        """One step: look, ask, move."""
+        options = self.options
+        progress = self.step / options.steps
+        generator = torch.Generator().manual_seed(step_seed(self.seed, self.step))
+        self._set_rates(progress)
+        self.occupancy.update(self.step, self.field.density, generator)
+
+        views = sample_views(options.views_per_step, options.elevation_range_deg, generator)
+        resolution = resolution_at(options, progress)
+        c2w = orbit_c2w(views.azimuth_deg, views.elevation_deg, views.distance, device=self.device)
+        rays_o, rays_d = camera_rays(c2w, FOVY_DEG, resolution, resolution)
+        background = random_background(len(c2w), generator).to(self.device)
+        needs_normals = options.orientation_weight > 0
+        rendered = render(
+            self.field,
+            self.occupancy,
+            rays_o,
+            rays_d,
+            RenderConfig(step_size=options.step_size),
+            background=background[:, None, None],
+            generator=generator,
+            with_normals=needs_normals,
+            create_graph=needs_normals,
+        )
+        clock.lap("render")
+
+        images = F.interpolate(
+            rendered.images, (self.teacher_size, self.teacher_size), mode="bilinear"
+        )
+        x = 2.0 * images - 1.0
+        t = sample_timesteps(options, progress, len(x), generator).to(self.device)
+        cond = self.cond.with_camera(views.camera.to(self.device))
+        gradient = self.distillation.gradient(x.detach(), t, cond, generator=generator)
+        clock.lap("teacher")
+
+        loss = surrogate_loss(x, gradient) / x[0].numel() / len(x)
+        loss = loss + regularization(options, self.field, rendered, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clock.lap("backward")
+        finite = bool(torch.isfinite(loss)) and self._gradients_finite()
+        if finite:
+            self.optimizer.step()
+            self.step += 1
+        clock.lap("update")
+        opacity = rendered.opacity.detach()
+        return _Report(
+            finite=finite,
+            timestep=float(t.mean()),
+            opacity=float(opacity.mean()),
+            samples=len(rendered.surface.samples),
+            resolution=resolution,
+            complaint=complaint_about(opacity),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A copy of every tensor that determines the following steps."""
+        found = {f"field.{k}": v for k, v in self.field.state_dict().items()}
+        found |= {f"occupancy.{k}": v for k, v in self.occupancy.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            found |= {f"adam.{index}.{key}": value for key, value in moments.items()}
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+    def meta(self) -> dict[str, Any]:
+        """The plain numbers beside the tensors."""
+        return {"step": self.step, "rollbacks": self.rollbacks, "rate_scale": self.rate_scale}
+
+    def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Take the state that `tensors` and `meta` gave."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            start = f"{prefix}."
+            return {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
+
+        self.field.load_state_dict(part("field"))
+        self.occupancy.load_state_dict(part("occupancy"))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("adam").items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor.clone()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step = int(meta["step"])
+        self.rollbacks = int(meta["rollbacks"])
+        self.rate_scale = float(meta["rate_scale"])
+
+    def roll_back(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Undo what happened since the snapshot and go on at half the rate."""
+        rollbacks, scale = self.rollbacks, self.rate_scale
+        self.load(tensors, meta)
+        self.rollbacks, self.rate_scale = rollbacks + 1, scale / 2
+
+    def _set_rates(self, progress: float) -> None:
+        decay = self.options.final_learning_rate**progress * self.rate_scale
+        rates = (self.options.encoding_learning_rate, self.options.mlp_learning_rate)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * decay
+
+    def _gradients_finite(self) -> bool:
+        squares = [p.grad.square().sum() for p in self.field.parameters() if p.grad is not None]
+        return bool(torch.isfinite(torch.stack(squares)).all())
+
+
+def make_field(options: OptimizeConfig, seed: int) -> RadianceField:
+    """The field before its first step."""
+    grid = HashGridConfig(
+        n_levels=options.field.n_levels,
+        n_features=options.field.n_features,
+        log2_table_size=options.field.log2_table_size,
+        base_resolution=options.field.base_resolution,
+        per_level_scale=options.field.per_level_scale,
+    )
+    return RadianceField(
+        FieldConfig(hash_grid=grid, hidden_dim=options.field.hidden_dim),
+        generator=torch.Generator().manual_seed(step_seed(seed, -1)),
+    )
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A generator seed of its own for every (seed, step): splitmix64's finaliser."""
+    z = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1342543DE82EF95) % 2**64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return (z ^ (z >> 31)) % 2**63
+
+
+def resolution_at(options: OptimizeConfig, progress: float) -> int:
+    """Side of the rendered views at this progress."""
+    reached = sum(progress >= milestone for milestone in options.resolution_milestones)
+    return options.resolutions[reached]
+
+
+def sample_timesteps(
+    options: OptimizeConfig, progress: float, count: int, generator: torch.Generator
+) -> Tensor:
+    """Diffusion times [count], uniform in a window that sinks linearly with progress."""
+    low = options.timestep_min[0] + (options.timestep_min[1] - options.timestep_min[0]) * progress
+    high = options.timestep_max[0] + (options.timestep_max[1] - options.timestep_max[0]) * progress
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def regularization(
+    options: OptimizeConfig,
+    field: RadianceField,
+    rendered: Rendered,
+    generator: torch.Generator,
+) -> Tensor:
+    """The weighted sum of the regularisers in use."""
+    surface = rendered.surface
+    total = options.entropy_weight * opacity_entropy(rendered.opacity)
+    if options.orientation_weight > 0 and surface.normals is not None:
+        total = total + options.orientation_weight * orientation_loss(
+            surface.weights, surface.normals, surface.directions, rendered.opacity.numel()
+        )
+    if options.normal_smoothness_weight > 0:
+        total = total + options.normal_smoothness_weight * normal_smoothness(
+            lambda points: field.normals(points, create_graph=True),
+            surface.positions,
+            surface.weights,
+            distance=NEIGHBOUR_DISTANCE,
+            generator=generator,
+        )
+    return total
+
+
+def complaint_about(opacity: Tensor) -> str | None:
+    """What is wrong with the views' opacity in plain words, None if nothing is.
+
+    The marks: nothing covers 1 % of the views; a third of what is covered is half transparent;
+    nine tenths of every view are covered.
+    """
+    covered = float((opacity > 0.05).float().mean())
+    if covered < 0.01:
+        return "empty: nothing is left in the box; try another --seed or a lower guidance scale"
+    half = float(((opacity > 0.15) & (opacity < 0.85)).float().mean())
+    if half > covered / 3:
+        return "fog: most of the object is half transparent; more --steps usually clear it"
+    if covered > 0.9:
+        return "fills the box: the object is cut off at its sides; try another --seed"
+    return None
