@@ -350,9 +350,11 @@ def cat(rng: Rng) -> list[Part]:
         *_eye_pair(0.1, hy + 0.05, hz + hr * 0.78, 0.045),
         _ball("nose", (0, hy - 0.04, hz + hr * 0.88), 0.04, color=(0.95, 0.55, 0.6)),
     ]  # fmt: skip
-    for s in (-1, 1):
-        parts.append(_cone("ears", (s * 0.15, hy + hr * 0.9, hz - 0.02), 0.1, 0.025, 0.12,
-                           rot=rotation(z_deg=-s * 14)))  # fmt: skip
+    parts += [
+        _cone("ears", (s * 0.15, hy + hr * 0.9, hz - 0.02), 0.1, 0.025, 0.12,
+              rot=rotation(z_deg=-s * 14))
+        for s in (-1, 1)
+    ]  # fmt: skip
     parts += [
         _limb("legs", (s * 0.14, y - 0.02, z * (length - 0.16)),
               (s * 0.14, 0.08, z * (length - 0.16)), 0.095, 0.08)
