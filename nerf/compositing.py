@@ -81,16 +81,20 @@ class _Composite(torch.autograd.Function):
         return accumulated, transmittance, weights
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        values, lengths, offsets, weights, after = ctx.saved_tensors
-        grad_density, grad_values = torch.empty_like(weights), torch.empty_like(values)
-        _backward_kernel(
-            *_arrays(values, lengths, offsets, weights, after),
-            *_arrays(*grads),  # to accumulated, transmittance, weights
-            *_arrays(grad_density, grad_values),
-        )
-        return grad_density, grad_values, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, *grads)
+
+
+@once_differentiable
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    values, lengths, offsets, weights, after = ctx.saved_tensors
+    grad_density, grad_values = torch.empty_like(weights), torch.empty_like(values)
+    _backward_kernel(
+        *_arrays(values, lengths, offsets, weights, after),
+        *_arrays(*grads),  # to accumulated, transmittance, weights
+        *_arrays(grad_density, grad_values),
+    )
+    return grad_density, grad_values, None, None
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numba
 import numpy as np
@@ -205,9 +205,14 @@ def _march_numba(
     return RaySamples(ray_indices, t_starts, t_ends, offsets)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="march")
+
+
+# A forked child inherits the pool but none of its threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _march_part(o, d, near, far, shift, low, scale, grid, step, longest):
