@@ -1,0 +1,84 @@
+"""What core offers, written down: a change of it is a decision, not an accident."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import core
+
+# Not core.teachers: their modules import diffusers and transformers, and have a test of their own.
+PUBLIC = {
+    "core.denoiser": {
+        "ClassifierFreeGuidance",
+        "Conditioning",
+        "Denoiser",
+        "PerpNegGuidance",
+        "can_concatenate",
+        "concatenate",
+    },
+    "core.discrete_schedule": {"DiscreteVPSchedule"},
+    "core.distillation.score.sds": {
+        "SDS",
+        "ScoreDistillation",
+        "Weighting",
+        "dreamfusion_weighting",
+        "eps_weighting",
+        "surrogate_loss",
+        "x0_weighting",
+    },
+    "core.exact_flow": {"ExactFlowMap"},
+    "core.frozen": {"freeze", "parameter_sha256"},
+    "core.mixture": {"GaussianMixture", "MixtureDenoiser", "NoisedMixture"},
+    "core.prediction": {"Parametrisation", "Prediction"},
+    "core.schedule": {
+        "CosineSchedule",
+        "FlowSchedule",
+        "NoiseSchedule",
+        "VESchedule",
+        "VPSchedule",
+        "diffuse",
+        "from_diffusers",
+        "noise_like",
+        "per_sample",
+    },
+    "core.solvers.ddim": {"DDIM", "ddim_step"},
+    "core.solvers.heun": {"Heun"},
+    "core.solvers.sampling": {"Solver", "Trajectory", "log_snr_times", "sample"},
+}
+
+
+def modules() -> dict[str, object]:
+    found = pkgutil.walk_packages(core.__path__, "core.", onerror=lambda name: None)
+    names = [
+        info.name for info in found if not info.ispkg and not info.name.startswith("core.teachers.")
+    ]
+    return {name: importlib.import_module(name) for name in names}
+
+
+def test_every_module_declares_what_is_written_here() -> None:
+    declared = {name: set(getattr(module, "__all__", ())) for name, module in modules().items()}
+    assert declared == PUBLIC
+
+
+def test_nothing_public_is_left_undeclared() -> None:
+    for name, module in modules().items():
+        own = {
+            attribute
+            for attribute, value in vars(module).items()
+            if not attribute.startswith("_")
+            and (inspect.isclass(value) or inspect.isfunction(value))
+            and value.__module__ == name
+        }
+        assert own <= PUBLIC[name], f"{name} has undeclared {own - PUBLIC[name]}"
+        assert all(hasattr(module, attribute) for attribute in PUBLIC[name])
+
+
+def test_everything_public_says_what_it_is() -> None:
+    for name, module in modules().items():
+        for attribute in PUBLIC[name] - {"Weighting"}:
+            doc = inspect.getdoc(getattr(module, attribute))
+            assert doc, f"{name}.{attribute} has no docstring"
+            # A dataclass without one gets its signature for a docstring.
+            assert not doc.startswith(f"{attribute}("), f"{name}.{attribute} has no docstring"
