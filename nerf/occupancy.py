@@ -28,11 +28,14 @@ class OccupancyConfig:
     visits every cell, afterwards a quarter of them at random and up to a quarter of the occupied.
     dilation: cells by which the occupied set grows on each side, so that matter next to a surface
     can still appear.
+
+    In a run of a few hundred steps a decay of 0.95 every 16 steps never forgets the ball that the
+    field started as: 0.7 every 8 steps rendered half the samples for the same images.
     """
 
     resolution: int = 32
-    update_every: int = 16
-    decay: float = 0.95
+    update_every: int = 8
+    decay: float = 0.7
     density_threshold: float = 0.3
     warmup_steps: int = 256
     dilation: int = 0

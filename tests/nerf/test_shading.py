@@ -27,11 +27,12 @@ def test_shades_by_the_cosine_to_the_light(light, factor):
 def test_each_view_has_its_own_light_and_textureless_is_white_matter():
     lights = torch.tensor([[0.0, 3.0, 0.0], [0.0, -3.0, 0.0]])
     views = torch.tensor([0, 1])
-    two = [x.expand(2, 3) for x in (ALBEDO, NORMAL, POSITION)]
-    seen = Lambertian(light_position=lights, ambient=0.25, diffuse=0.75)(*two, views)
+    albedo, normals, positions = (x.expand(2, 3) for x in (ALBEDO, NORMAL, POSITION))
+    two = {"albedo": albedo, "normals": normals, "positions": positions, "view_indices": views}
+    seen = Lambertian(light_position=lights, ambient=0.25, diffuse=0.75)(**two)
     torch.testing.assert_close(seen, torch.cat([ALBEDO, ALBEDO * 0.25]))
     shader = Lambertian(light_position=lights, ambient=0.25, diffuse=0.75, textureless=True)
-    torch.testing.assert_close(shader(*two, views), torch.tensor([[1.0] * 3, [0.25] * 3]))
+    torch.testing.assert_close(shader(**two), torch.tensor([[1.0] * 3, [0.25] * 3]))
 
 
 def test_textureless_teaches_the_shape_and_not_the_colour():

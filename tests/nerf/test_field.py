@@ -1,0 +1,132 @@
+"""The radiance field: its two outputs, its box, its starting ball, its normals."""
+
+import math
+
+import pytest
+import torch
+
+from nerf.field import FieldConfig, RadianceField
+from nerf.hash_grid import HashGridConfig
+
+GRID = HashGridConfig(n_levels=4, log2_table_size=10, base_resolution=4, per_level_scale=1.6)
+
+
+def field(*, seed: int = 0, rough: float = 0.0, **kwargs) -> RadianceField:
+    """A small field; `rough` adds random features, so that it is not just the ball."""
+    backend = kwargs.pop("backend", "auto")
+    g = torch.Generator().manual_seed(seed)
+    made = RadianceField(FieldConfig(hash_grid=GRID, **kwargs), backend=backend, generator=g)
+    with torch.no_grad():
+        made.encoding.table.add_(rough * torch.randn(made.encoding.table.shape, generator=g))
+    return made
+
+
+def points(n: int = 200, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.rand(n, 3, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 1.8 - 0.9
+
+
+def test_density_alone_is_the_density_and_computes_no_colour():
+    made, at = field(rough=1.0), points()
+    density, albedo = made(at)
+    calls = []
+    made.head.register_forward_hook(lambda *_: calls.append(1))
+    alone = made.density(at)
+    assert not calls
+    torch.testing.assert_close(alone, density, rtol=1e-5, atol=1e-6)
+    assert density.shape == (200,)
+    assert albedo.shape == (200, 3)
+    assert density.min() >= 0
+    assert 0 < albedo.min() < albedo.max() < 1
+    alone.sum().backward()
+    assert made.head.weight.grad is not None
+    assert made.head.weight.grad[0].any()
+    assert not made.head.weight.grad[1:].any()
+
+
+def test_nothing_is_outside_the_box_and_it_learns_nothing_from_there():
+    made = field(rough=1.0, half_extent=0.5)
+    outside = torch.tensor([[0.51, 0.0, 0.0], [0.0, -0.7, 0.0], [0.1, 0.1, 3.0]])
+    assert (made.density(outside) == 0).all()
+    made.density(outside).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in made.parameters())
+    assert (made.density(torch.tensor([[0.5, -0.5, 0.5]])) > 0).all()
+
+
+def test_starts_as_an_opaque_ball_in_a_thin_haze():
+    made = field()
+    t = torch.linspace(-1, 1, 2001)
+    through = torch.stack([torch.zeros_like(t), torch.zeros_like(t), t], dim=-1)
+    beside = through + torch.tensor([0.0, 0.9, 0.0])
+    with torch.no_grad():
+        optical_depth = torch.trapezoid(made.density(through), t)
+        haze = torch.trapezoid(made.density(beside), t)
+        distance = torch.tensor([[r, 0.0, 0.0] for r in (0.0, 0.2, 0.4, 0.6, 0.9)])
+        density = made.density(distance)
+    assert optical_depth > 5  # less than one percent of the light passes
+    assert 0 < haze < 0.3
+    assert (density.diff() < 0).all()
+    c = made.config
+    expected = c.density_scale * math.log1p(math.exp(c.blob_logit))
+    torch.testing.assert_close(density[0].item(), expected, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_normals_are_the_descent_direction_of_density(backend):
+    made, at = field(rough=0.3, backend=backend).double(), points(50, dtype=torch.float64)
+    step, slope = 1e-6, []
+    for axis in torch.eye(3, dtype=torch.float64):
+        slope.append((made.density(at + step * axis) - made.density(at - step * axis)) / (2 * step))
+    expected = -torch.nn.functional.normalize(torch.stack(slope, dim=-1), dim=-1)
+    torch.testing.assert_close(made.normals(at), expected, atol=1e-4, rtol=0)
+    with torch.no_grad():
+        density, albedo, normals = made.with_normals(at)
+    torch.testing.assert_close(normals, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close((density, albedo), made(at))
+    assert not density.requires_grad
+    assert not normals.requires_grad
+    torch.testing.assert_close(normals.norm(dim=-1), torch.ones(50, dtype=torch.float64))
+
+
+def test_normals_of_the_starting_ball_point_outward():
+    at = points()
+    outward = torch.nn.functional.normalize(at, dim=-1)
+    near = at.norm(dim=-1) < 0.8
+    assert near.sum() > 20
+    assert ((field().normals(at) * outward).sum(dim=-1)[near] > 0.999).all()
+
+
+def test_normals_carry_gradients_only_when_asked_to():
+    made, at = field(rough=0.3), points()
+    density, albedo, normals = made.with_normals(at, create_graph=False)
+    assert density.requires_grad
+    assert albedo.requires_grad
+    assert not normals.requires_grad
+    _, _, normals = made.with_normals(at, create_graph=True)
+    normals[:, 0].sum().backward()
+    assert made.encoding.table.grad is not None
+    assert made.encoding.table.grad.any()
+    assert made.hidden.weight.grad is not None
+    assert made.hidden.weight.grad.any()
+
+
+def test_generator_decides_every_parameter():
+    same, again, other = field(seed=1), field(seed=1), field(seed=2)
+    for a, b, c in zip(same.parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a.numel() <= 32 or not torch.equal(a, c)
+    assert not torch.equal(same.encoding.table, other.encoding.table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"hidden_dim": 0}, "hidden_dim"),
+        ({"half_extent": 0.0}, "half_extent"),
+        ({"density_scale": -1.0}, "density_scale"),
+        ({"blob_radius": float("nan")}, "blob_radius"),
+        ({"blob_logit": -5.0, "outside_logit": -4.0}, "blob_logit"),
+    ],
+)
+def test_bad_settings_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        FieldConfig(**arguments)
