@@ -11,6 +11,7 @@ Only the command that was asked for is imported, and torch only after its option
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -109,6 +110,7 @@ def main(arguments: Sequence[str] | None = None, *, parts: Parts | None = None) 
     `parts` take the place of the program's own teacher, loop and export.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _accept_any_text()
     if not words or words[0] in ("-h", "--help"):
         print(HELP, end="", file=sys.stdout if words else sys.stderr)
         return EXIT_OK if words else EXIT_USAGE
@@ -137,6 +139,13 @@ def main(arguments: Sequence[str] | None = None, *, parts: Parts | None = None) 
         return EXIT_INTERNAL
     except Exception as error:
         return _fail_internally(output, error)
+
+
+def _accept_any_text() -> None:
+    """Names of files that are no valid text must not end a command that prints them."""
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def _fail(output: Output, text: str, code: int) -> int:

@@ -84,7 +84,7 @@ def report(findings: list[Finding]) -> str:
 def to_json(findings: list[Finding]) -> str:
     """The findings as one line of JSON."""
     document = {"healthy": healthy(findings), "findings": [asdict(f) for f in findings]}
-    return json.dumps(document, ensure_ascii=False)
+    return json.dumps(document)
 
 
 def _versions() -> list[Finding]:

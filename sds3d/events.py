@@ -35,8 +35,8 @@ class _Event:
         return {"event": type(self).__name__.lower(), **fields}
 
     def to_json(self) -> str:
-        """The event as one line of JSON, without a line end."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+        """The event as one line of JSON, in ASCII and without a line end."""
+        return json.dumps(self.to_dict(), allow_nan=False)
 
 
 @dataclass(frozen=True)

@@ -359,7 +359,7 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
 
     def _write_json(self, name: str, document: Mapping[str, Any]) -> None:
-        text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
         try:
             write_atomic(self.path / name, (text + "\n").encode())
         except OSError as error:

@@ -303,9 +303,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_teacher_is_loade
 ) -> None:
     (tmp_path / "file").write_text("")
 
-    def unreachable(*_: Any) -> Any:
+    def fail(*_: Any) -> Any:
         raise AssertionError("loaded")
 
+    unreachable: Any = fail
     parts = Parts(load_teacher=unreachable, optimize=unreachable, write_files=unreachable)
     with pytest.raises(OutputError, match="--out"):
         generate(dataclasses.replace(config, out=tmp_path / "file"), parts=parts)
