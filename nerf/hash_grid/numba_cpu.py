@@ -12,7 +12,9 @@ loss on normals, -d density / dx, train the table. A third derivative is refused
 Threads: Numba's own threads and torch's share a process badly (numba#9387), so the loops, which
 release the interpreter's lock, run on a small pool and on the calling thread. Gradients to the
 table are divided by level: whoever takes a level adds into it alone and in the order of the
-points. No atomics, and the same bits whatever the number of threads.
+points. No atomics, and the same bits whatever the number of threads. The loops clear what they add
+into: a parallel torch operation in between would leave OpenMP's threads spinning on our cores for
+milliseconds. After one (a matrix product, say) they do; OMP_WAIT_POLICY=PASSIVE ends that.
 """
 
 import os
@@ -105,8 +107,8 @@ class _Loops:
 
     def _over_points(self, loop: Callable[..., None], *arrays: np.ndarray[Any, Any]) -> None:
         n_points = len(self.points)
-        n_blocks = -(-n_points // BLOCK)
-        stride = max(1, -(-n_blocks // self.n_threads)) * BLOCK
+        # Small shares, taken as threads come free: the cores are seldom ours alone.
+        stride = 2 * BLOCK if self.n_threads > 1 else max(n_points, 1)
         jobs = [
             partial(
                 loop,
@@ -132,7 +134,7 @@ class _Loops:
 
     def scatter(self, grad: Tensor) -> Tensor:
         """[n_parameters]: the transpose of interpolate, applied to grad [N, out_dim]."""
-        grad_table = self.template.new_zeros(self.config.n_parameters)
+        grad_table = self.template.new_empty(self.config.n_parameters)
         grad_array, table_array = grad.detach().contiguous().numpy(), grad_table.numpy()
         jobs = [
             partial(
@@ -152,12 +154,12 @@ class _Loops:
 
     def point_grad(self, table: Tensor, grad: Tensor) -> Tensor:
         """[N, 3]: gradient to the points of <grad, encoding>; or its Hessian by the directions."""
-        grad_points = torch.zeros_like(self.template, memory_format=torch.contiguous_format)
+        grad_points = self.template.new_empty(len(self.points), 3)
         self._over_points(
             self.kernels.point_grad,
             table.detach().contiguous().numpy(),
             grad.detach().contiguous().numpy(),
-            grad_points.detach().numpy(),
+            grad_points.numpy(),
         )
         return grad_points
 

@@ -226,11 +226,12 @@ def kernels(n_features: int, tangent: bool) -> Kernels:
 
     @_keep
     def scatter(points, directions, scales, shapes, grad, grad_table, level):
-        """Add to one level's part of grad_table what grad [N, L * F] sends there."""
+        """Write one level's part of grad_table: the sum of what grad [N, L * F] sends there."""
         width = numba.uint64(n_features)
         scale = scales[level]
         resolution, n_entries, offset, hashed = _level_shape(shapes, level)
         column = numba.uint64(level) * width
+        grad_table[offset * width : (offset + numba.uint64(n_entries)) * width] = 0
         for i in range(numba.uint64(points.shape[0])):
             x, y, z, u, v, w = _locate(points, i, scale)
             if tangent:
@@ -258,7 +259,7 @@ def kernels(n_features: int, tangent: bool) -> Kernels:
 
     @_keep
     def point_grad(points, directions, scales, shapes, table, grad, grad_points, start, stop):
-        """Add to rows start to stop of grad_points [N, 3].
+        """Rows start to stop of grad_points [N, 3]; writes all of them.
 
         With d_c the product of a corner's features with grad, the level's value is trilinear in
         the fractions: its gradient takes differences of d_c along an axis, its Hessian (tangent
@@ -267,6 +268,7 @@ def kernels(n_features: int, tangent: bool) -> Kernels:
         width = numba.uint64(n_features)
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
+            grad_points[first:last] = 0
             for level in range(shapes.shape[0]):
                 scale = scales[level]
                 resolution, n_entries, offset, hashed = _level_shape(shapes, level)
