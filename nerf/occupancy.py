@@ -63,12 +63,17 @@ class OccupancyGrid(nn.Module):
         self.estimator = nerfacc.OccGridEstimator(
             torch.tensor(aabb), resolution=self.config.resolution, levels=1
         )
-        self.estimator.binaries.fill_(True)
+        self.estimator.get_buffer("binaries").fill_(True)
+
+    @property
+    def remembered_density(self) -> Tensor:
+        """Density per cell as the updates left it, [X, Y, Z]."""
+        return self.estimator.get_buffer("occs").view(3 * [self.config.resolution])
 
     @property
     def occupied(self) -> Tensor:
         """[X, Y, Z] bool over the box."""
-        cells = self.estimator.binaries
+        cells = self.estimator.get_buffer("binaries")
         if self.config.dilation:
             reach = self.config.dilation
             grown = functional.max_pool3d(cells[None].float(), 2 * reach + 1, 1, reach)
@@ -85,7 +90,7 @@ class OccupancyGrid(nn.Module):
         """
         if step % self.config.update_every:
             return
-        device = self.estimator.occs.device
+        device = self.remembered_density.device
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
         # The estimator draws from torch's global generators; they are put back as they were.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

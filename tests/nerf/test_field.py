@@ -73,9 +73,11 @@ def test_starts_as_an_opaque_ball_in_a_thin_haze():
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_normals_are_the_descent_direction_of_density(backend):
     made, at = field(rough=0.3, backend=backend).double(), points(50, dtype=torch.float64)
-    step, slope = 1e-6, []
-    for axis in torch.eye(3, dtype=torch.float64):
-        slope.append((made.density(at + step * axis) - made.density(at - step * axis)) / (2 * step))
+    step = 1e-6
+    slope = [
+        (made.density(at + step * axis) - made.density(at - step * axis)) / (2 * step)
+        for axis in torch.eye(3, dtype=torch.float64)
+    ]
     expected = -torch.nn.functional.normalize(torch.stack(slope, dim=-1), dim=-1)
     torch.testing.assert_close(made.normals(at), expected, atol=1e-4, rtol=0)
     with torch.no_grad():

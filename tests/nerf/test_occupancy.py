@@ -69,10 +69,10 @@ def test_memory_decays_and_matter_that_left_is_forgotten():
     assert not before[:4].any()
     for step in range(1, 5):
         grid.update(step, nothing, g)
-    torch.testing.assert_close(grid.estimator.occs.max().item(), 0.5)  # 8 halved four times
+    torch.testing.assert_close(grid.remembered_density.max().item(), 0.5)  # 8 halved four times
     assert torch.equal(grid.occupied, before)
     grid.update(5, nothing, g)
-    assert grid.estimator.occs.max() == 0.25
+    assert grid.remembered_density.max() == 0.25
     # Below the threshold everywhere: the mean, 0.125, decides instead, so that a field that grows
     # thin is not lost from sight.
     assert torch.equal(grid.occupied, before)
@@ -103,7 +103,7 @@ def test_repeats_from_its_generator_and_leaves_the_global_ones_alone():
         grid = OccupancyGrid(CUBE, OccupancyConfig(resolution=8, warmup_steps=8))
         for step in (0, 8, 16):  # the last two draw their cells as well
             grid.update(step, noise, g)
-        return grid.estimator.occs.clone()
+        return grid.remembered_density.clone()
 
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
@@ -121,7 +121,7 @@ def test_state_dict_restores_it():
     assert not torch.equal(copy.occupied, grid.occupied)
     copy.load_state_dict(grid.state_dict())
     assert torch.equal(copy.occupied, grid.occupied)
-    assert torch.equal(copy.estimator.occs, grid.estimator.occs)
+    assert torch.equal(copy.remembered_density, grid.remembered_density)
 
 
 @pytest.mark.parametrize(
