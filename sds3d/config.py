@@ -32,7 +32,9 @@ ALGORITHM_VERSION = 1
 MAX_PROMPT_CHARACTERS = 1000
 
 PresetName = Literal["fast", "balanced", "quality"]
-TeacherName = Literal["toybox"]
+TeacherName = str
+"""The name of a teacher of this program, or the folder of one."""
+
 DeviceName = Literal["auto", "cpu", "cuda"]
 Format = Literal["glb", "obj"]
 
@@ -255,7 +257,7 @@ class GenerateConfig:
     preset: PresetName = "balanced"
     """Named set of options; options given beside it win."""
     teacher: TeacherName = "toybox"
-    """The diffusion model that judges the renders."""
+    """The diffusion model that judges the renders: toybox, or the folder of one like it."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA where there is one."""
     out: Path = Path("outputs")
@@ -270,11 +272,7 @@ class GenerateConfig:
         negative = clean_prompt(self.negative_prompt, "negative prompt")
         object.__setattr__(self, "negative_prompt", negative)
         require_number("--seed", self.seed, 0, 2**63 - 1)
-        for name, allowed in (
-            ("preset", PresetName),
-            ("teacher", TeacherName),
-            ("device", DeviceName),
-        ):
+        for name, allowed in (("preset", PresetName), ("device", DeviceName)):
             choices = get_args(allowed)
             _require(
                 getattr(self, name) in choices,
@@ -282,6 +280,7 @@ class GenerateConfig:
                 getattr(self, name),
                 f"give one of {', '.join(choices)}",
             )
+        _require(bool(self.teacher), "--teacher", self.teacher, "give toybox or a teacher's folder")
         require_number("--checkpoint-seconds", self.checkpoint_seconds, 0, open_low=True)
 
 
@@ -364,10 +363,11 @@ def canonical_json(value: Any) -> str:
 def run_key(config: GenerateConfig, weights_sha256: str) -> str:
     """Twelve hex digits that name everything which determines the result of a run.
 
-    The place where it is written and the interval of checkpoints do not.
+    The place where it is written and the interval of checkpoints do not; the teacher counts by
+    its weights and not by its name.
     """
     options = to_dict(config)
-    del options["out"], options["checkpoint_seconds"]
+    del options["out"], options["checkpoint_seconds"], options["teacher"]
     document = {
         "algorithm": ALGORITHM_VERSION,
         "config": options,

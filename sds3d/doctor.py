@@ -206,10 +206,10 @@ def _validator() -> list[Finding]:
 
 
 def _teacher() -> list[Finding]:
-    from .teachers import TOYBOX_FOLDER, load_teacher, pinned_sha256
+    from .teachers import EMBEDDED, TOYBOX_FOLDER, load_teacher, pinned_sha256
 
     try:
-        teacher = load_teacher("toybox", "cpu")
+        teacher = load_teacher(EMBEDDED, "cpu")
     except TeacherError as error:
         return [Finding(name="teacher toybox", status="problem", text=str(error))]
     parameters = sum(p.numel() for p in teacher.module.parameters())

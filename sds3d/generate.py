@@ -85,10 +85,15 @@ class Parts:
     write_files: WriteFiles
 
 
-def standard_parts() -> Parts:
-    """The teacher, the loop and the export of this program. Imports torch."""
+def standard_parts(teacher: TeacherName) -> Parts:
+    """The teacher, the loop and the export of this program. Imports torch.
+
+    Raises TeacherError before that where there is no such teacher.
+    """
+    from .teachers import load_teacher, teacher_folder
+
+    teacher_folder(teacher)
     from .optimize import optimize
-    from .teachers import load_teacher
     from .write_files import write_files
 
     return Parts(load_teacher=load_teacher, optimize=optimize, write_files=write_files)
@@ -122,7 +127,7 @@ def generate(
     checkpoint is kept and Interrupted raised. Raises the errors of `sds3d.errors`.
     """
     make_writable_folder(config.out)
-    parts = parts or standard_parts()
+    parts = parts or standard_parts(config.teacher)
     config = dataclasses.replace(config, device=resolve_device(config.device))
     started = time.perf_counter()
     on_event(Stage("teacher"))
@@ -152,7 +157,7 @@ def resume(
     """
     run = RunFolder.open(path, on_event)
     make_writable_folder(path)
-    parts = parts or standard_parts()
+    parts = parts or standard_parts(run.config.teacher)
     config = _on_device(run, device)
     with run.locked(), _interruptible(run):
         result = run.result()
@@ -193,7 +198,7 @@ def export_run(
                 f"the run in {path} is not finished or its checkpoint is gone: "
                 "complete it first with: sds3d generate --resume"
             )
-        parts = parts or standard_parts()
+        parts = parts or standard_parts(run.config.teacher)
         config = dataclasses.replace(_on_device(run, device), mesh=mesh)
         teacher = _load_same_teacher(parts, run, config)
         return _complete(run, config, teacher, parts, {}, should_stop, before)

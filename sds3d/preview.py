@@ -10,7 +10,6 @@ import tyro
 
 from .atomic import make_writable_folder
 from .config import DeviceName, TeacherName, clean_prompt, require_number, required_prompt, slug
-from .errors import OutputError
 from .events import Listener, Warning
 from .runs import ignore_event
 
@@ -45,7 +44,7 @@ class PreviewConfig:
     sample_steps: int = 24
     """Steps from noise to picture."""
     teacher: TeacherName = "toybox"
-    """The diffusion model that draws."""
+    """The diffusion model that draws: toybox, or the folder of one like it."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA where there is one."""
     out: Path = Path("outputs")
@@ -66,9 +65,11 @@ def preview(config: PreviewConfig, on_event: Listener = ignore_event) -> Path:
     Raises the errors of `sds3d.errors`.
     """
     make_writable_folder(config.out)
+    from .teachers import check_prompt, load_teacher, teacher_folder
+
+    teacher_folder(config.teacher)
     from .device import resolve_device
-    from .export import DiskFullError, NotWritableError, export_contact_sheet
-    from .teachers import check_prompt, load_teacher
+    from .export import export_contact_sheet
 
     teacher = load_teacher(config.teacher, resolve_device(config.device))
     warning = check_prompt(teacher, config.prompt)
@@ -76,10 +77,7 @@ def preview(config: PreviewConfig, on_event: Listener = ignore_event) -> Path:
         on_event(Warning(warning))
     path = config.out / f"{slug(config.prompt)}-preview-{config.seed}.png"
     frames = draw_views(teacher, config).repeat(ENLARGEMENT, axis=1).repeat(ENLARGEMENT, axis=2)
-    try:
-        export_contact_sheet(frames, path, columns=len(VIEWS))
-    except (DiskFullError, NotWritableError) as error:
-        raise OutputError(str(error)) from error
+    export_contact_sheet(frames, path, columns=len(VIEWS))
     return path
 
 

@@ -13,6 +13,8 @@ from .errors import PromptError, TeacherError
 if TYPE_CHECKING:
     from core.teachers.toybox import ToyboxTeacher
 
+EMBEDDED = "toybox"
+
 TOYBOX_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "toybox"
 """The embedded teacher, beside the packages in a checkout."""
 
@@ -33,17 +35,33 @@ class ReadsPrompts(Protocol):
     def check_prompt(self, prompt: str) -> Reading: ...
 
 
-def load_teacher(
-    name: TeacherName, device: DeviceName, folder: Path | None = None
-) -> ToyboxTeacher:
-    """The teacher of that name on "cpu" or "cuda", from its own folder unless another is given.
+def teacher_folder(name: TeacherName) -> Path:
+    """The folder of the teacher "toybox", or `name` itself where it is a teacher's folder.
+
+    Imports nothing heavy. Raises TeacherError where there is none.
+    """
+    folder = TOYBOX_FOLDER if name == EMBEDDED else Path(name)
+    if (folder / "model_index.json").is_file():
+        return folder
+    if name == EMBEDDED:
+        raise TeacherError(
+            f"the embedded teacher is missing from {folder}: use a whole checkout of the project, "
+            "or give the folder of a teacher with --teacher"
+        )
+    raise TeacherError(
+        f"--teacher is {name!r}: give {EMBEDDED}, or a folder that scripts/train_toybox_teacher.py "
+        "made"
+    )
+
+
+def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher:
+    """The teacher of that name or folder, on "cpu" or "cuda".
 
     Raises TeacherError where its weights are missing, damaged, or not those that were shipped.
     """
+    folder = teacher_folder(name)
     from core.teachers.toybox import ToyboxTeacher
 
-    assert name == "toybox", name
-    folder = folder or TOYBOX_FOLDER
     try:
         teacher = ToyboxTeacher.load(folder, device=device)
     except TeacherWeightsError as error:

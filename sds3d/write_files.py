@@ -13,16 +13,9 @@ from nerf.cameras import camera_rays, orbit_c2w
 from nerf.rendering import RenderConfig, render
 
 from .config import GenerateConfig, MeshConfig
-from .errors import EmptyField, OutputError, Sds3dError
+from .errors import EmptyField, Sds3dError
 from .events import Listener, Stage, Warning
-from .export import (
-    DiskFullError,
-    ExportError,
-    MeshRejectedError,
-    NotWritableError,
-    export_mesh,
-    export_pictures,
-)
+from .export import export_mesh, export_pictures
 from .views import DISTANCE, FOVY_DEG
 
 if TYPE_CHECKING:
@@ -40,21 +33,16 @@ def write_files(
 
     Returns "mesh" (the gate's figures), "iso_iou" (silhouettes of the mesh against the field's
     opacity over 8 views), "iso_density" and "seconds" of the stages mesh and export. Raises
-    EmptyField where the field has no surface, OutputError where the folder cannot be written and
-    Sds3dError where the mesh does not pass the gate.
+    EmptyField where the field has no surface, and the errors of `sds3d.export` where the mesh does
+    not pass its gate or the folder cannot be written.
     """
     started = time.perf_counter()
     on_event(Stage("mesh"))
     extracted = _extract(optimized, config, on_event)
     meshed = time.perf_counter()
     on_event(Stage("export"))
-    try:
-        exported = export_mesh(extracted.mesh, folder, formats=config.mesh.formats)
-        export_pictures(extracted.mesh, folder)
-    except (DiskFullError, NotWritableError) as error:
-        raise OutputError(str(error)) from error
-    except (ExportError, MeshRejectedError) as error:
-        raise Sds3dError(f"the mesh could not be exported: {error}") from error
+    exported = export_mesh(extracted.mesh, folder, formats=config.mesh.formats)
+    export_pictures(extracted.mesh, folder)
     done = time.perf_counter()
     return {
         "mesh": exported.report.as_dict(),
