@@ -1,6 +1,6 @@
 """From a radiance field, given as callables, to a coloured triangle mesh."""
 
-from nerf.mesh.bake import AtlasUnavailableError
+from nerf.mesh.bake import AtlasUnavailableError, NonFiniteColorError
 from nerf.mesh.extraction import ExtractedMesh, MeshConfig, extract_mesh, silhouette_iou
 from nerf.mesh.iso_surface import EmptySurfaceError, NonFiniteDensityError
 from nerf.mesh.iso_threshold import FieldViews
@@ -13,6 +13,7 @@ __all__ = [
     "ExtractedMesh",
     "FieldViews",
     "MeshConfig",
+    "NonFiniteColorError",
     "NonFiniteDensityError",
     "Shading",
     "TexturedMesh",

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from nerf.mesh.bake import bake_texture, color_vertices
+from nerf.mesh.bake import bake_texture, color_vertices, ray_color
 from nerf.mesh.iso_surface import (
     PointFunction,
     extract_surface,
@@ -80,10 +80,11 @@ def extract_mesh(
 ) -> ExtractedMesh:
     """The field's surface as a coloured mesh, in the field's own coordinates.
 
-    density: points [N, 3] in [-1, 1]^3 -> [N]; albedo: -> [N, 3] in [0, 1]. The threshold is
+    density: points [N, 3] in [-1, 1]^3 -> [N]; albedo: -> [N, 3] in [0, 1]; see bake.ray_color for
+    how the two make a surface's colour. The threshold is
     chosen to match views unless it is given; with both, views only measure the IoU. Raises
-    EmptySurfaceError for an empty field, NonFiniteDensityError for a damaged one, and
-    AtlasUnavailableError for colors="texture" without xatlas.
+    EmptySurfaceError for an empty field, NonFiniteDensityError or NonFiniteColorError (both are
+    ValueError) for a damaged one, and AtlasUnavailableError for colors="texture" without xatlas.
     """
     if views is None and threshold is None:
         raise ValueError("give views to choose the iso-threshold by, or the threshold itself.")
@@ -112,12 +113,13 @@ def extract_mesh(
     if views is not None:
         iou = silhouette_iou(vertices, faces, views)
         lap("silhouettes")
+    color = ray_color(density, albedo)
     if config.colors == "texture":
         mesh = bake_texture(
-            vertices, faces, albedo, texture_size=config.texture_size, device=device, dtype=dtype
+            vertices, faces, color, texture_size=config.texture_size, device=device, dtype=dtype
         )
     else:
-        mesh = color_vertices(vertices, faces, albedo, device=device, dtype=dtype)
+        mesh = color_vertices(vertices, faces, color, device=device, dtype=dtype)
     lap("colors")
     return ExtractedMesh(mesh=mesh, threshold=threshold, silhouette_iou=iou, seconds=seconds)
 

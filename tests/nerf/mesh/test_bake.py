@@ -8,11 +8,16 @@ from torch import Tensor
 
 from nerf.cameras import orbit_c2w
 from nerf.mesh.bake import (
+    COLOR_RAY_SAMPLES,
+    COLOR_RAY_START,
+    COLOR_RAY_STEP,
     AtlasUnavailableError,
+    NonFiniteColorError,
     bake_texture,
     color_vertices,
-    evaluate_albedo,
-    texel_positions,
+    evaluate_color,
+    ray_color,
+    texel_attributes,
 )
 from nerf.mesh.raster import Shading, render_mesh
 from nerf.mesh.textured_mesh import TexturedMesh, weld
@@ -21,7 +26,7 @@ SIZE = 256
 Surface = tuple[np.ndarray, np.ndarray]
 
 
-def ramp(points: Tensor) -> Tensor:
+def ramp(points: Tensor, normals: Tensor | None = None) -> Tensor:
     """A colour that is linear in position, so that texels and vertices can carry it exactly."""
     return 0.5 + 0.4 * points
 
@@ -93,7 +98,7 @@ def test_the_surface_is_the_same_after_unwrapping(sphere, baked):
 
 def test_texel_positions_lie_on_the_surface(baked):
     assert baked.uv is not None
-    positions, covered = texel_positions(baked.vertices, baked.faces, baked.uv, SIZE)
+    positions, covered = texel_attributes(baked.vertices, baked.faces, baked.uv, SIZE)
     assert covered.mean() > 0.4
     radius = np.linalg.norm(positions[covered], axis=1)
     assert radius.min() > 0.795
@@ -121,23 +126,88 @@ def test_baking_is_deterministic(sphere: Surface, baked):
     np.testing.assert_array_equal(again.uv, baked.uv)
 
 
-def test_albedo_is_evaluated_inside_the_cube_in_chunks_and_checked():
-    points = np.array([[1.5, 0, 0], [0, -2, 0.5], [0.1, 0.2, 0.3]], np.float32)
+def test_colour_is_evaluated_in_chunks_with_unit_normals_and_checked():
+    points = np.array([[0.9, 0, 0], [0, -0.2, 0.5], [0.1, 0.2, 0.3]], np.float32)
+    normals = np.array([[2, 0, 0], [0, 0.5, 0], [0, 0, 1]], np.float32)
     calls: list[int] = []
 
-    def recorded(p: Tensor) -> Tensor:
+    def color(p: Tensor, n: Tensor) -> Tensor:
         assert not torch.is_grad_enabled()
-        assert p.abs().max() <= 1
+        assert p.dtype == torch.float64
         calls.append(len(p))
-        return ramp(p) * 2
+        return p + n
 
-    colors = evaluate_albedo(recorded, points, chunk_points=2, dtype=torch.float64)
+    colors = evaluate_color(color, points, normals, chunk_points=2, dtype=torch.float64)
     assert calls == [2, 1]
-    np.testing.assert_allclose(
-        colors, np.clip((0.5 + 0.4 * np.clip(points, -1, 1)) * 2, 0, 1), atol=1e-6
+    unit = np.eye(3, dtype=np.float32)
+    np.testing.assert_allclose(colors, np.clip(points + unit, 0, 1), atol=1e-6)
+    with pytest.raises(NonFiniteColorError, match="NaN"):
+        evaluate_color(lambda p, n: p * torch.nan, points, normals)
+
+
+def test_colour_is_what_a_camera_in_front_would_see():
+    """A dense red core in a thin black haze: the level surface runs through the haze."""
+
+    def density(p: Tensor) -> Tensor:
+        return torch.where(p.norm(dim=-1) < 0.5, 150.0, 4.0)
+
+    def albedo(p: Tensor) -> Tensor:
+        red = torch.tensor([1.0, 0.2, 0.1], dtype=p.dtype)
+        return torch.where(p.norm(dim=-1)[:, None] < 0.5, red, torch.zeros(3, dtype=p.dtype))
+
+    direction = torch.nn.functional.normalize(torch.tensor([[1.0, 2.0, -0.5]]), dim=-1)
+    surface = 0.53 * direction
+    assert albedo(surface).max() == 0
+    # The exact integral from the ray's start: haze of some thickness, then the opaque core.
+    haze = 0.53 - COLOR_RAY_START - 0.5
+    exact = np.exp(-4.0 * haze)
+    color = ray_color(density, albedo)(surface, direction)[0].numpy()
+    np.testing.assert_allclose(color, exact * np.array([1.0, 0.2, 0.1]), atol=0.04)
+    assert color[0] > 0.7
+
+
+def test_ray_colour_equals_the_sum_written_out():
+    generator = torch.Generator().manual_seed(5)
+    points = torch.rand(40, 3, generator=generator, dtype=torch.float64) - 0.5
+    normals = torch.nn.functional.normalize(
+        torch.randn(40, 3, generator=generator, dtype=torch.float64), dim=-1
     )
-    with pytest.raises(ValueError, match="albedo is NaN"):
-        evaluate_albedo(lambda p: p * torch.nan, points)
+
+    def density(p: Tensor) -> Tensor:
+        return 30 * torch.sigmoid(8 * torch.sin(9 * p).sum(-1))
+
+    def albedo(p: Tensor) -> Tensor:
+        return 0.5 + 0.5 * torch.cos(7 * p)
+
+    expected = []
+    for point, normal in zip(points, normals, strict=True):
+        light, total, weights = 1.0, torch.zeros(3, dtype=torch.float64), 0.0
+        for i in range(COLOR_RAY_SAMPLES):
+            x = (point - (COLOR_RAY_START + (i + 0.5) * COLOR_RAY_STEP) * normal)[None]
+            alpha = 1 - float(torch.exp(-density(x)[0] * COLOR_RAY_STEP))
+            total, weights = total + light * alpha * albedo(x)[0], weights + light * alpha
+            light *= 1 - alpha
+        expected.append(total / weights if weights > 1e-2 else albedo(point[None])[0])
+    got = ray_color(density, albedo)(points, normals)
+    # Samples too faint to show, and what lies behind 99 % of opacity, are left out.
+    assert (got - torch.stack(expected)).abs().max() < 0.02
+    assert got.dtype == torch.float64
+
+
+def test_empty_space_in_front_falls_back_to_the_surface_and_the_cube_is_not_left():
+    edge = torch.tensor([[1.01, 0.0, 0.0]])
+    outward = torch.tensor([[1.0, 0.0, 0.0]])
+
+    def inside_only(p: Tensor) -> Tensor:
+        assert p.abs().max() <= 1
+        return ramp(p)
+
+    def nothing(p: Tensor) -> Tensor:
+        assert p.abs().max() <= 1
+        return torch.zeros(len(p))
+
+    color = ray_color(nothing, inside_only)(edge, outward)
+    np.testing.assert_allclose(color.numpy(), [[0.9, 0.5, 0.5]], atol=1e-6)
 
 
 def test_without_xatlas_the_error_names_the_way_out(sphere: Surface, monkeypatch):
