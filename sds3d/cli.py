@@ -285,10 +285,13 @@ def _evaluate(call: Call) -> int:
     import json
 
     from .commands import with_json
-    from .evaluate import EvaluateConfig, evaluate
+    from .evaluate.config import EvaluateConfig
     from .progress import progress
 
     given = call.parse(with_json(EvaluateConfig))
+
+    from .evaluate.run import evaluate
+
     with progress() as show:
 
         def listen(event: Event) -> None:
