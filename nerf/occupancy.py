@@ -87,18 +87,24 @@ class OccupancyGrid(nn.Module):
 
         density: world points [N, 3] to [N]; asked at one random point of each visited cell, whose
         memory becomes max(decay * memory, density). generator: draws the points and the cells.
+        A density that is not finite keeps its cell in sight, where the image will show it.
         """
         if step % self.config.update_every:
             return
         device = self.remembered_density.device
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
+        worth = 1 + self.config.density_threshold
+
+        def finite_density(points: Tensor) -> Tensor:
+            return density(points).nan_to_num(nan=worth, posinf=worth)[:, None]
+
         # The estimator draws from torch's global generators; they are put back as they were.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.estimator.train()
             self.estimator.update_every_n_steps(
                 step=step,
-                occ_eval_fn=lambda points: density(points)[:, None],
+                occ_eval_fn=finite_density,
                 occ_thre=self.config.density_threshold,
                 ema_decay=self.config.decay,
                 warmup_steps=self.config.warmup_steps,

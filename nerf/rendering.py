@@ -50,12 +50,13 @@ class OccupiedCells(Protocol):
 class RenderConfig:
     """How finely rays are cut, and which samples are dropped.
 
-    step_size: length of an interval in world units.
+    step_size: length of an interval in world units; at 2.9 units from the camera a pixel of a
+        64x64 image is 0.033 wide.
     transmittance_threshold: a ray is followed until less light than this is left.
     alpha_threshold: samples whose own opacity is below this receive no gradient and no colour.
     """
 
-    step_size: float = 0.03
+    step_size: float = 0.04
     transmittance_threshold: float = 1e-4
     alpha_threshold: float = 1e-4
 
@@ -213,8 +214,9 @@ def contributing(
         tau[inside] = density(positions.index_select(0, asked)) * lengths[asked]
         before = left[:, None] * torch.exp(tau - tau.cumsum(dim=1))
         alpha = -torch.expm1(-tau)
-        seen = (before > config.transmittance_threshold) & (alpha >= config.alpha_threshold)
-        keep[asked] = seen[inside]
+        # Said as what is not seen, so that a density of nan stays in and spoils the image openly.
+        unseen = (before <= config.transmittance_threshold) | (alpha < config.alpha_threshold)
+        keep[asked] = ~unseen[inside]
         left = left * torch.exp(-tau.sum(dim=1))
         at = at + size
         busy = (left > config.transmittance_threshold) & (at < end)

@@ -20,6 +20,9 @@ from torch import Tensor
 
 __all__ = ["RaySamples", "intersect_aabb", "march", "march_reference", "ray_jitter"]
 
+RAYS_AT_ONCE = 2**16
+"""The plain march bounds its memory, some kilobytes a ray, by taking no more rays at a time."""
+
 Aabb = tuple[float, float, float, float, float, float]
 
 
@@ -127,6 +130,23 @@ def march_reference(
     near: float = 0.0,
 ) -> RaySamples:
     """`march` in plain torch, on any device and dtype: a dense [R, K] lattice, then a mask."""
+    n_rays = rays_o.shape[0]
+    if n_rays > RAYS_AT_ONCE:
+        parts = []
+        for first in range(0, n_rays, RAYS_AT_ONCE):
+            rows = slice(first, first + RAYS_AT_ONCE)
+            part = march_reference(
+                rays_o[rows],
+                rays_d[rows],
+                aabb=aabb,
+                step_size=step_size,
+                occupied=occupied,
+                jitter=None if jitter is None else jitter[rows],
+                near=near,
+            )
+            parts.append((part.ray_indices + first, part.t_starts, part.t_ends))
+        indices, t_starts, t_ends = (torch.cat(column) for column in zip(*parts, strict=True))
+        return _packed(indices, t_starts, t_ends, n_rays)
     t_near, t_far = intersect_aabb(rays_o, rays_d, aabb, near=near)
     shift = torch.ones_like(t_near) if jitter is None else jitter
     n_steps = int(((t_far - t_near) / step_size).amax().item()) + 2 if len(t_near) else 0

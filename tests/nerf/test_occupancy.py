@@ -124,6 +124,19 @@ def test_state_dict_restores_it():
     assert torch.equal(copy.remembered_density, grid.remembered_density)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_density_that_is_not_finite_stays_in_sight_and_is_forgotten_once_mended(bad):
+    g = torch.Generator().manual_seed(0)
+    grid = OccupancyGrid(CUBE, OccupancyConfig(resolution=8, update_every=1, decay=0.5))
+    grid.update(0, lambda points: torch.where(points[:, 0] > 0, bad, 0.0), g)
+    assert grid.occupied[4:].all()
+    assert not grid.occupied[:4].any()
+    for step in range(1, 4):
+        grid.update(step, lambda points: 9.0 * (points[:, 0] < 0), g)
+    assert grid.occupied[:4].all()
+    assert not grid.occupied[4:].any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -305,6 +305,32 @@ def test_rays_that_meet_nothing_show_the_background_and_still_backpropagate():
     assert all(p.grad is None or not p.grad.any() for p in field.parameters())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_renders_what_the_cpu_renders():
+    rays_o, rays_d = view(16)
+    cells = torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.7
+    results = []
+    for device in ("cpu", "cuda"):
+        field = small_field().to(device)
+        at = Cells(cells.to(device))
+        out = render(field, at, rays_o.to(device), rays_d.to(device), with_normals=True)
+        out.rgb.square().sum().backward()
+        assert out.normals is not None
+        grads = [p.grad for p in field.parameters()]
+        results.append([channels(out), out.normals, *(g for g in grads if g is not None)])
+    for cpu, cuda in zip(*results, strict=True):
+        torch.testing.assert_close(cuda.cpu(), cpu, atol=1e-8, rtol=1e-6)
+
+
+def test_a_density_of_nan_shows():
+    rays_o, rays_d = view(8, torch.float32)
+    broken = Medium(lambda p: torch.where(p[:, 0] > 0.2, torch.nan, 1.0))
+    out = render(broken, None, rays_o, rays_d)
+    assert not torch.isfinite(out.rgb).all()
+    assert torch.isfinite(out.rgb).any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nerf import sampling
 from nerf.cameras import camera_rays, orbit_c2w
 from nerf.sampling import RaySamples, intersect_aabb, march, march_reference, ray_jitter
 
@@ -50,6 +51,15 @@ def test_any_number_of_threads_gives_the_same_samples():
     finally:
         torch.set_num_threads(before)
     assert_same(one, two)
+
+
+def test_plain_march_in_portions_is_the_plain_march(monkeypatch):
+    rays_o, rays_d = rays()
+    jitter = ray_jitter(len(rays_o), generator(), rays_o)
+    options = {"aabb": CUBE, "step_size": 0.1, "jitter": jitter}
+    whole = march_reference(rays_o, rays_d, **options)
+    monkeypatch.setattr(sampling, "RAYS_AT_ONCE", 100)
+    assert_same(march_reference(rays_o, rays_d, **options), whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
