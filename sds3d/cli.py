@@ -13,24 +13,21 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .errors import (
     EXIT_INTERNAL,
     EXIT_OK,
-    EXIT_SIGINT,
-    EXIT_SIGTERM,
     EXIT_USAGE,
     BadInput,
     ConfigError,
     Interrupted,
     Sds3dError,
 )
+from .signals import Stop
 
 if TYPE_CHECKING:
     from .events import Event
@@ -53,40 +50,6 @@ sds3d --version prints the version.
 """
 
 Command = TypeVar("Command")
-
-
-class Stop:
-    """Turns Ctrl-C and SIGTERM into a question that the loop asks after every step.
-
-    The first signal asks for a stop that keeps a checkpoint, the next stops at once.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-    @property
-    def exit_code(self) -> int:
-        return EXIT_SIGTERM if self.signal == signal.SIGTERM else EXIT_SIGINT
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._handle) for number in signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-        # os.write, because a handler may interrupt a print.
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
 
 class Output:

@@ -106,3 +106,7 @@ class Failure(_Event):
 
 Event = Stage | Step | Warning | Health | Preview | Result | Failure
 Listener = Callable[[Event], None]
+
+
+def ignore_event(_: Event) -> None:
+    """A listener that listens to nothing."""

@@ -30,8 +30,8 @@ from .config import (
 )
 from .device import resolve_device
 from .errors import Interrupted, RunError, TeacherError
-from .events import Event, Listener, Result, Stage, Step, Warning
-from .runs import CheckpointFile, RunFolder, ignore_event
+from .events import Event, Listener, Result, Stage, Step, Warning, ignore_event
+from .runs import CheckpointFile, RunFolder
 
 if TYPE_CHECKING:
     from .optimize import Optimized

@@ -10,8 +10,7 @@ import tyro
 
 from .atomic import make_writable_folder
 from .config import DeviceName, TeacherName, clean_prompt, require_number, required_prompt, slug
-from .events import Listener, Warning
-from .runs import ignore_event
+from .events import Listener, Warning, ignore_event
 
 if TYPE_CHECKING:
     import numpy as np

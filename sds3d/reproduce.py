@@ -12,9 +12,8 @@ import tyro
 
 from .config import ALGORITHM_VERSION, GenerateConfig, from_dict
 from .errors import ConfigError, PromptError, RunError
-from .events import Listener, Warning
+from .events import Listener, Warning, ignore_event
 from .generate import Generated, Parts, ShouldStop, generate, never_stop
-from .runs import ignore_event
 
 
 @dataclass(frozen=True, kw_only=True)
