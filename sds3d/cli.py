@@ -261,7 +261,7 @@ def _evaluate(call: Call) -> int:
             show(event)
             call.output.event(event)
 
-        summary = evaluate(given.config, listen)
+        summary = evaluate(given.config, listen, should_stop=call.stop, parts=call.parts)
     call.output.line(json.dumps(summary) if call.output.json else json.dumps(summary, indent=2))
     return EXIT_OK
 
