@@ -30,6 +30,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core.teachers.toybox import weights_sha256
 from core.teachers.toybox_network import (
     MAX_TOKENS,
     ToyboxNetwork,
@@ -72,13 +73,13 @@ class TrainConfig:
 
     out: Path = Path(".training/toybox")
     init: Path | None = None
-    steps: int = 9000
-    decay_steps: int = 1500
-    batch: int = 64
+    steps: int = 40_000
+    decay_steps: int = 8_000
+    batch: int = 32
     images: int = 100_000
     images_at_start: int = 6_000
-    images_per_step: int = 8
-    learning_rate: float = 6e-4
+    images_per_step: int = 5
+    learning_rate: float = 5e-4
     warmup_steps: int = 200
     weight_decay: float = 0.01
     ema_decay: float = 0.999
@@ -91,8 +92,8 @@ class TrainConfig:
     render_threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False
-    save_every_s: float = 300.0
-    sheet_every: int = 500
+    save_every_s: float = 600.0
+    sheet_every: int = 1000
 
 
 PRESETS = {
@@ -401,6 +402,14 @@ def words() -> dict[str, object]:
     }
 
 
+def export(state: State, tokenizer, folder: Path) -> ToyboxNetwork:
+    """Write the averaged network as a teacher's folder, with the hash that pins its weights."""
+    averaged = state.averaged()
+    save_network(averaged, tokenizer, words(), folder)
+    (folder / "weights.sha256").write_text(weights_sha256(folder) + "\n")
+    return averaged
+
+
 def train(config: TrainConfig) -> int:
     """Train to the end, to the time limit or to a signal. Returns the exit code."""
     if config.device == "auto":
@@ -472,18 +481,17 @@ def train(config: TrainConfig) -> int:
             log.flush()
             print(f"{line}  ETA {eta / 60:.1f} min", file=sys.stderr, flush=True)
         if state.step % config.sheet_every == 0:
-            averaged = state.averaged()
+            averaged = export(state, tokenizer, config.out / "teacher")
             sheet = config.out / f"samples-{state.step:06d}.png"
             with torch.autocast(device, torch.bfloat16):
                 sample_sheet(averaged, tokenizer, sheet, device=device)
-            save_network(averaged, tokenizer, words(), config.out / "teacher")
         if now - saved > config.save_every_s:
             state.save(path)
             saved = time.monotonic()
         if config.minutes and now - start > 60 * config.minutes:
             break
     state.save(path)
-    save_network(state.averaged(), tokenizer, words(), config.out / "teacher")
+    export(state, tokenizer, config.out / "teacher")
     source.close()
     cache.close()
     print(f"step {state.step}: state and teacher in {config.out}", file=sys.stderr)

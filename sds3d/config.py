@@ -126,7 +126,7 @@ class FieldOptions:
 class OptimizeConfig:
     """The score distillation. Progress runs from 0 at the first step to 1 after the last."""
 
-    steps: int = 600
+    steps: int = 1000
     """Steps of the optimisation."""
     guidance_scale: float = 4.0
     """Classifier-free guidance: uncond + s (cond - uncond)."""
@@ -142,13 +142,13 @@ class OptimizeConfig:
     """Largest diffusion time at the start and at the end."""
     timestep_min: tuple[float, float] = (0.4, 0.1)
     """Smallest diffusion time at the start and at the end."""
-    encoding_learning_rate: float = 2e-2
+    encoding_learning_rate: float = 1e-1
     """Adam's rate for the hash grid."""
-    mlp_learning_rate: float = 3e-3
+    mlp_learning_rate: float = 2e-2
     """Adam's rate for the MLP."""
     final_learning_rate: float = 0.1
     """Both rates fall to this share of themselves."""
-    step_size: float = 0.03
+    step_size: float = 0.04
     """Length of one interval along a ray, in world units (the box has sides of 2)."""
     entropy_weight: float = 0.02
     """Weight of the regulariser that makes opacities 0 or 1."""
@@ -158,7 +158,7 @@ class OptimizeConfig:
     """Weight of the penalty on normals that change from point to point."""
     occupancy_resolution: int = 32
     """Cells along an axis of the occupancy grid."""
-    occupancy_interval: int = 16
+    occupancy_interval: int = 8
     """Steps between updates of the occupancy grid."""
     field: FieldOptions = field(default_factory=FieldOptions)
 

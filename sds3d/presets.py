@@ -18,7 +18,7 @@ class Preset:
 
 
 FAST = Preset(
-    optimize=OptimizeConfig(steps=300),
+    optimize=OptimizeConfig(steps=400),
     mesh=MeshConfig(mesh_resolution=96, max_faces=20_000, texture_size=512),
 )
 """A first look."""
@@ -28,8 +28,8 @@ BALANCED = Preset(optimize=OptimizeConfig(), mesh=MeshConfig())
 
 QUALITY = Preset(
     optimize=OptimizeConfig(
-        steps=1500,
-        step_size=0.02,
+        steps=3000,
+        step_size=0.025,
         field=FieldOptions(n_levels=12, log2_table_size=16, finest_resolution=256),
     ),
     mesh=MeshConfig(mesh_resolution=192, texture_size=2048),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
 EMBEDDED = "toybox"
 
-TOYBOX_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "toybox"
-"""The embedded teacher, beside the packages in a checkout."""
+_CHECKOUT = Path(__file__).resolve().parents[1] / "assets" / "toybox"
+_INSTALLED = Path(sysconfig.get_path("data")) / "share" / "sds3d" / "toybox"
+TOYBOX_FOLDER = _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED
+"""The embedded teacher: beside the packages in a checkout, else where a wheel puts it."""
 
 PINNED_HASH = "weights.sha256"
 """File in a teacher's folder with the hash that its weights must have."""
@@ -45,7 +48,7 @@ def teacher_folder(name: TeacherName) -> Path:
         return folder
     if name == EMBEDDED:
         raise TeacherError(
-            f"the embedded teacher is missing from {folder}: use a whole checkout of the project, "
+            f"the embedded teacher is missing from {folder}: install the package again, "
             "or give the folder of a teacher with --teacher"
         )
     raise TeacherError(
