@@ -34,7 +34,7 @@ class Samples:
     """Signed distances on a cubic grid.
 
     Attributes:
-        values: [SIDE] * 3, exact near the surface, elsewhere right in sign only.
+        values: [SIDE] * 3, those of `signed_distance` but far outside, where only the sign is.
         axis: [SIDE] coordinates of the points along each axis.
     """
 
@@ -43,16 +43,16 @@ class Samples:
 
 
 def sample_distance(solid: Solid) -> Samples:
-    """Distances of a solid in [-0.97, 0.97]^3, computed in full only in blocks near its surface."""
+    """Distances of a solid in [-0.97, 0.97]^3, computed in full but for blocks wholly outside."""
     axis = np.linspace(-_HALF_WIDTH, _HALF_WIDTH, SIDE)
     step = axis[1] - axis[0]
     blocks = SIDE // _BLOCK
     centers = axis.reshape(blocks, _BLOCK).mean(1)
     grid = np.stack(np.meshgrid(centers, centers, centers, indexing="ij"), -1).reshape(-1, 3)
     coarse = signed_distance(solid, grid)
-    # The distances may exceed the true ones a little (their Lipschitz constant is about 1).
-    reach = 1.5 * np.sqrt(3.0) * 0.5 * _BLOCK * step
-    near = np.flatnonzero(np.abs(coarse) < reach)
+    # Outside, the distances are lower bounds. Inside they may exceed the true ones.
+    reach = 1.01 * np.sqrt(3.0) * 0.5 * _BLOCK * step
+    near = np.flatnonzero(coarse < reach)
     values = np.empty((blocks**3, _BLOCK**3))
     values[:] = coarse[:, None]
     offsets = (np.arange(_BLOCK) - 0.5 * (_BLOCK - 1)) * step
@@ -86,9 +86,14 @@ def to_seen_frame(solid: Solid) -> Solid:
     return solid.transformed(1.0 / float((high - low).max()), -anchor).transformed(1.0, -LOOK_AT)
 
 
+def world_solid(spec: SceneSpec, variation: int) -> Solid:
+    """One variation of a scene as the world makes it; the same number is the same shape."""
+    return build(spec, np.random.default_rng([_VARIATION_SEED, variation]))
+
+
 def exact_solid(spec: SceneSpec, variation: int) -> Solid:
-    """One variation of a scene in the cameras' coordinates; the same number is the same shape."""
-    return to_seen_frame(build(spec, np.random.default_rng([_VARIATION_SEED, variation])))
+    """The same variation in the cameras' coordinates."""
+    return to_seen_frame(world_solid(spec, variation))
 
 
 def sphere_solid(color: str) -> Solid:

@@ -6,16 +6,17 @@ of each shape in layers gives every colouring.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sds3d.evaluate.exact import exact_solid
+from sds3d.evaluate.exact import exact_solid, world_solid
 from sds3d.evaluate.raycast import DISTANCE, ELEVATION_DEG, FOVY_DEG, SIDE
+from sds3d.toybox import tracer
 from sds3d.toybox.colors import COLORS
 from sds3d.toybox.scenes import SceneSpec
 from sds3d.toybox.shapes import Solid
-from sds3d.toybox.tracer import Light, render_rgba
 
 VARIATIONS = 16
 AZIMUTHS_DEG = np.arange(24) * 15.0
@@ -30,6 +31,28 @@ _UNIT = 230.0  # layers reach 1.1 at most; as bytes they are multiples of 1 / 23
 
 N_LAYERS = 6
 MAIN_LAYER, SECOND_LAYER, ALPHA_LAYER = 3, 4, 5
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How the world's things stand before the camera.
+
+    Attributes:
+        name: For the folder of the renders.
+        solid: A variation of a scene in the cameras' coordinates.
+        distance: Of the cameras, from the origin.
+    """
+
+    name: str
+    solid: Callable[[SceneSpec, int], Solid]
+    distance: float
+
+
+EXPORT_FRAME = Frame("export", exact_solid, DISTANCE)
+"""As exported meshes stand."""
+
+TEACHER_FRAME = Frame("teacher", world_solid, tracer.DISTANCE)
+"""As in the pictures that the teacher was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +127,22 @@ def _marked(solid: Solid, main: tuple[float, ...], second: tuple[float, ...]) ->
     return replace(solid, colors=np.where(is_second[:, None], second, colors))
 
 
-def render_layers(shape: Shape, variation: int) -> tuple[np.ndarray, np.ndarray]:
+def render_layers(
+    shape: Shape, variation: int, frame: Frame = EXPORT_FRAME
+) -> tuple[np.ndarray, np.ndarray]:
     """Layers [24, P, 6] and silhouettes [24, SIDE^2] of one variation.
 
     Only the tracer's cut at 1 is not linear: it is applied to the fixed parts, and left out where
     it would darken the brightest spots of the four lightest colours, by less than 0.05.
     """
-    solid = exact_solid(shape.in_colors(_MAIN, _SECOND), variation)
+    solid = frame.solid(shape.in_colors(_MAIN, _SECOND), variation)
     black = (0.0, 0.0, 0.0)
     fixed = _marked(solid, black, black)
     marks = _marked(solid, (_MARK, 0.0, 0.0), (0.0, _MARK, 0.0))
     layers = np.empty((len(AZIMUTHS_DEG), POOLED_SIDE**2, N_LAYERS), np.float32)
     silhouettes = np.empty((len(AZIMUTHS_DEG), SIDE**2), bool)
     for i, azimuth in enumerate(AZIMUTHS_DEG):
-        fixed_view, light = (_trace(one, float(azimuth)) for one in (fixed, marks))
+        fixed_view, light = (_trace(one, float(azimuth), frame) for one in (fixed, marks))
         silhouettes[i] = fixed_view[..., 3].reshape(-1) > 0.5
         # The marks' third channel is the sheen that every part has, whatever its colour.
         sheen = light[..., 2:3]
@@ -126,12 +151,14 @@ def render_layers(shape: Shape, variation: int) -> tuple[np.ndarray, np.ndarray]
     return layers, silhouettes
 
 
-def _trace(solid: Solid, azimuth_deg: float, light: Light | None = None) -> np.ndarray:
-    return render_rgba(
+def _trace(
+    solid: Solid, azimuth_deg: float, frame: Frame, light: tracer.Light | None = None
+) -> np.ndarray:
+    return tracer.render_rgba(
         solid,
         azimuth_deg=azimuth_deg,
         elevation_deg=ELEVATION_DEG,
-        distance=DISTANCE,
+        distance=frame.distance,
         fovy_deg=FOVY_DEG,
         size=SIDE,
         supersample=1,
@@ -140,11 +167,17 @@ def _trace(solid: Solid, azimuth_deg: float, light: Light | None = None) -> np.n
 
 
 def exact_views(
-    spec: SceneSpec, variation: int, azimuths_deg: np.ndarray, light: Light | None = None
+    spec: SceneSpec,
+    variation: int,
+    azimuths_deg: np.ndarray,
+    *,
+    frame: Frame = EXPORT_FRAME,
+    light: tracer.Light | None = None,
 ) -> np.ndarray:
     """One variation as the tracer shows it, float32 [V, SIDE, SIDE, 4]."""
-    solid = exact_solid(spec, variation)
-    return np.stack([_trace(solid, float(a), light) for a in azimuths_deg]).astype(np.float32)
+    solid = frame.solid(spec, variation)
+    views = [_trace(solid, float(azimuth), frame, light) for azimuth in azimuths_deg]
+    return np.stack(views).astype(np.float32)
 
 
 def code(layers: np.ndarray, silhouettes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

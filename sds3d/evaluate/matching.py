@@ -110,7 +110,7 @@ def azimuth_accuracy(
     return float((away < TOLERANCE_DEG).mean())
 
 
-def exact_azimuth_share(reference: Reference, shape: Shape) -> float:
+def exact_azimuth_share(references: References, shape: Shape) -> float:
     """How often exact renders of other variations tell their azimuth, as meshes are asked to.
 
     Their light comes from other sides than the references', so that only the thing itself can tell.
@@ -121,9 +121,15 @@ def exact_azimuth_share(reference: Reference, shape: Shape) -> float:
         spec = shape.in_colors(color, second)
         turned = rotation(y_deg=360.0 * (i + 1) / (_ASYMMETRY_RENDERS + 1))
         x, y, z = turned @ Light().direction
-        views = exact_views(spec, _ASYMMETRY_VARIATION + i, BETWEEN_DEG, Light(direction=(x, y, z)))
+        views = exact_views(
+            spec,
+            _ASYMMETRY_VARIATION + i,
+            BETWEEN_DEG,
+            frame=references.frame,
+            light=Light(direction=(x, y, z)),
+        )
         weights = color_weights([(color, second)])
-        shares.append(azimuth_accuracy(reference, weights, pool(views), BETWEEN_DEG))
+        shares.append(azimuth_accuracy(references(shape), weights, pool(views), BETWEEN_DEG))
     return float(np.mean(shares))
 
 

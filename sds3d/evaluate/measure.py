@@ -81,7 +81,7 @@ class Judge:
     def tells_azimuth(self, shape: Shape) -> bool:
         """Whether a shape is asymmetric by the threshold on exact renders."""
         if shape not in self._asymmetric:
-            share = exact_azimuth_share(self.references(shape), shape)
+            share = exact_azimuth_share(self.references, shape)
             self._asymmetric[shape] = share >= ASYMMETRIC_FROM
         return self._asymmetric[shape]
 

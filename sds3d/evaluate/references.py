@@ -11,13 +11,24 @@ import hashlib
 import io
 import os
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from sds3d.atomic import write_atomic
-from sds3d.evaluate.layers import VARIATIONS, Reference, Shape, code, decode, render_layers
+from sds3d.evaluate.layers import (
+    EXPORT_FRAME,
+    VARIATIONS,
+    Frame,
+    Reference,
+    Shape,
+    code,
+    decode,
+    render_layers,
+)
 from sds3d.evaluate.raycast import DISTANCE, ELEVATION_DEG, FOVY_DEG, SIDE
 
 
@@ -53,9 +64,11 @@ class References:
         self,
         folder: Path | None,
         *,
+        frame: Frame = EXPORT_FRAME,
         variations: int = VARIATIONS,
         threads: int | None = None,
     ) -> None:
+        self.frame = frame
         self.variations = variations
         self._folder = folder
         self._hash = _world_hash()
@@ -75,7 +88,8 @@ class References:
     def _path(self, shape: Shape) -> Path | None:
         if self._folder is None:
             return None
-        return self._folder / f"{self._hash}-{self.variations}" / f"{shape.name}.npz"
+        folder = f"{self.frame.name}-{self._hash}-{self.variations}"
+        return self._folder / folder / f"{shape.name}.npz"
 
     def _load(self, shape: Shape) -> Reference | None:
         path = self._path(shape)
@@ -84,12 +98,14 @@ class References:
         try:
             with np.load(io.BytesIO(path.read_bytes())) as stored:
                 return decode(stored["layers"], stored["silhouettes"])
-        except (OSError, ValueError, KeyError, EOFError):  # absent or damaged: made again
-            return None
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+            return None  # absent or damaged: made again
 
     def _make(self, shape: Shape) -> Reference:
         with ThreadPoolExecutor(self._threads) as threads:
-            made = list(threads.map(lambda v: render_layers(shape, v), range(self.variations)))
+            made = list(
+                threads.map(lambda v: render_layers(shape, v, self.frame), range(self.variations))
+            )
         layers, silhouettes = (np.stack(arrays) for arrays in zip(*made, strict=True))
         coded, bits = code(layers, silhouettes)
         path = self._path(shape)
