@@ -342,10 +342,12 @@ class State:
             for name, p in self.network.named_parameters():
                 p.copy_(tensors[f"model.{name}"])
                 self.ema[name].copy_(tensors[f"ema.{name}"])
-                self.optimizer.state[p] = {
-                    key: tensors[f"adam.{key}.{name}"].to(p.device if key != "step" else "cpu")
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                # In the parameter's memory layout: the fused kernel pairs elements by their place.
+                moments = {
+                    key: torch.empty_like(p).copy_(tensors[f"adam.{key}.{name}"])
+                    for key in ("exp_avg", "exp_avg_sq")
                 }
+                self.optimizer.state[p] = {"step": tensors[f"adam.step.{name}"], **moments}
 
     def averaged(self) -> ToyboxNetwork:
         """A network with the averaged weights, for samples and for shipping."""
@@ -442,7 +444,6 @@ def train(config: TrainConfig) -> int:
     start = time.monotonic()
     before, saved, window = state.seconds, start, [(start, state.step)]
     losses: list[Tensor] = []
-    log = (config.out / "log.jsonl").open("a")
     source = batches(config, cache, tokenizer, state.step)
     while state.step < config.steps and not stop.is_set():
         batch = next(source)
@@ -477,8 +478,8 @@ def train(config: TrainConfig) -> int:
                 "images_per_s": round(rate * config.batch, 1),
                 "seconds": round(state.seconds, 1),
             }
-            log.write(json.dumps(line) + "\n")
-            log.flush()
+            with (config.out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
             print(f"{line}  ETA {eta / 60:.1f} min", file=sys.stderr, flush=True)
         if state.step % config.sheet_every == 0:
             averaged = export(state, tokenizer, config.out / "teacher")

@@ -44,13 +44,13 @@ class Works:
     def parts(self) -> Parts:
         return Parts(load_teacher=self._load, optimize=self._optimize, write_files=self._write)
 
-    def _load(self, _name: str, _device: str) -> Any:
+    def _load(self, name: str, device: str) -> Any:
         self.loaded += 1
         return SimpleNamespace(
             weights_sha256="c" * 64, check_prompt=lambda _: SimpleNamespace(warning=None)
         )
 
-    def _optimize(self, config: GenerateConfig, _teacher: Any, **_: Any) -> Any:
+    def _optimize(self, config: GenerateConfig, teacher: Any, **_: Any) -> Any:
         if config.prompt in self.failing:
             raise RuntimeError("it came apart")
         return SimpleNamespace(
@@ -58,7 +58,7 @@ class Works:
         )
 
     def _write(
-        self, _optimized: Any, config: GenerateConfig, folder: Path, on_event: Listener
+        self, optimized: Any, config: GenerateConfig, folder: Path, on_event: Listener
     ) -> dict[str, Any]:
         on_event(Stage("mesh"))
         self.made.append(config.prompt)

@@ -91,7 +91,7 @@ def test_rotations_turn_the_way_they_say() -> None:
 def _zero_set(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A kind's distances at random points, and points on its surface found by bisection."""
     solid = build(SceneSpec(kind=kind, color="red"), np.random.default_rng(seed))
-    grid = np.linspace(-0.98, 0.98, 90)
+    grid = np.linspace(-0.98, 0.98, 66)
     low = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), -1)
     surface = []
     for axis in range(3):
@@ -117,8 +117,8 @@ def test_distances_outside_are_lower_bounds_and_slopes_are_at_most_one(kind: str
     true = KDTree(surface).query(points)[0]
     outside = distance > 0
     # A sphere tracer that walks these distances never steps through a surface. The surface's
-    # points are a grid's step (0.022) apart, so the true distance is known to that.
-    assert (distance[outside] < true[outside] + 0.022).all()
+    # points are a grid's step (0.03) apart, so the true distance is known to that.
+    assert (distance[outside] < true[outside] + 0.03).all()
     near = outside & (true < 0.15) & (true > 0.03)
     assert near.sum() > 100
     assert np.median(distance[near] / true[near]) > 0.75, "much too small: tracing would crawl"

@@ -63,7 +63,7 @@ def test_silhouettes_are_those_of_the_iso_surface_seen_by_rays(kind: str) -> Non
         # that run along a crease for more steps than the tracer takes.
         inside = np.asarray(binary_erosion(rays[view], _EDGE), bool)
         beside = np.asarray(binary_dilation(rays[view], _EDGE), bool)
-        assert (traced[inside] < 0.5).sum() <= 0.006 * rays[view].sum()
+        assert (traced[inside] < 0.5).sum() <= 0.015 * rays[view].sum()
         assert not (traced[~beside] > 0.5).any()
 
 
