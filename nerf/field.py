@@ -109,15 +109,12 @@ class RadianceField(nn.Module):
         gradients to the parameters; without it they are constants. Works under no_grad too.
         """
         keep = torch.is_grad_enabled()
+        at = points.detach()
         with torch.enable_grad():
-            at = points.detach().requires_grad_()
-            out = self.head(self._features(at))
-            logit = out[:, 0] + self._blob(at)
-            (slope,) = torch.autograd.grad(
-                logit.sum(), at, create_graph=create_graph, retain_graph=keep or create_graph
-            )
+            encoded, out = self._with_encoding(at, self.head.weight, self.head.bias)
+            slope = self._slope(at, encoded, out[:, 0], keep=keep, create_graph=create_graph)
             normals = -functional.normalize(slope, dim=-1, eps=1e-12)
-            density = self._density_of(out[:, 0], points)
+            density = self._density_of(out[:, 0], at)
             albedo = torch.sigmoid(out[:, 1:])
         if not create_graph:
             normals = normals.detach()
@@ -127,25 +124,56 @@ class RadianceField(nn.Module):
 
     def normals(self, points: Tensor, *, create_graph: bool = False) -> Tensor:
         """Unit outward normals [N, 3]; see with_normals."""
+        at = points.detach()
         with torch.enable_grad():
-            at = points.detach().requires_grad_()
-            weight, bias = self.head.weight[:1], self.head.bias[:1]
-            logit = functional.linear(self._features(at), weight, bias)[:, 0] + self._blob(at)
-            (slope,) = torch.autograd.grad(logit.sum(), at, create_graph=create_graph)
+            encoded, out = self._with_encoding(at, self.head.weight[:1], self.head.bias[:1])
+            slope = self._slope(at, encoded, out[:, 0], keep=False, create_graph=create_graph)
             return -functional.normalize(slope, dim=-1, eps=1e-12)
+
+    def _with_encoding(self, points: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoding [N, out_dim], a node of the graph, and what the last layer makes of it."""
+        encoded = self.encoding(self._unit(points))
+        if not encoded.requires_grad:  # the table is frozen
+            encoded.requires_grad_()
+        return encoded, functional.linear(torch.relu(self.hidden(encoded)), weight, bias)
+
+    def _slope(
+        self, points: Tensor, encoded: Tensor, logit: Tensor, *, keep: bool, create_graph: bool
+    ) -> Tensor:
+        """The density logit's gradient by the points, [N, 3], the starting ball's included.
+
+        The chain rule by hand, as the points are constants: through the points' own graph, the
+        backward pass of a loss on normals would also work out what nobody asks for. With `keep`
+        the graph of `logit` stays for another pass.
+        """
+        (grad,) = torch.autograd.grad(
+            logit.sum(), encoded, create_graph=create_graph, retain_graph=keep or create_graph
+        )
+        with torch.set_grad_enabled(create_graph):
+            slope = self.encoding.point_gradient(self._unit(points), grad)
+        e, c = self.config.half_extent, self.config
+        # Beyond the cube the encoding is that of the nearest point on its side.
+        slope = slope * ((points.abs() <= e) * (0.5 / e))
+        return slope - self._bump(points)[:, None] * points / c.blob_radius**2
+
+    def _unit(self, points: Tensor) -> Tensor:
+        """World points in the coordinates of the encoding, [N, 3] in [0, 1]."""
+        e = self.config.half_extent
+        return ((points + e) * (0.5 / e)).clamp(0, 1)
 
     def _features(self, points: Tensor) -> Tensor:
         """Activations of the hidden layer, [N, hidden_dim]."""
-        e = self.config.half_extent
-        unit = ((points + e) * (0.5 / e)).clamp(0, 1)
-        return torch.relu(self.hidden(self.encoding(unit)))
+        return torch.relu(self.hidden(self.encoding(self._unit(points))))
 
     def _blob(self, points: Tensor) -> Tensor:
         """The starting density logit, [N] (the form of DreamFusion, arXiv 2209.14988, A.2)."""
+        return self.config.outside_logit + self._bump(points)
+
+    def _bump(self, points: Tensor) -> Tensor:
+        """The part of the starting density logit that depends on the point, [N]."""
         c = self.config
         squared = (points * points).sum(dim=-1)
-        bump = torch.exp(squared * (-0.5 / c.blob_radius**2))
-        return c.outside_logit + (c.blob_logit - c.outside_logit) * bump
+        return (c.blob_logit - c.outside_logit) * torch.exp(squared * (-0.5 / c.blob_radius**2))
 
     def _density_of(self, logit: Tensor, points: Tensor) -> Tensor:
         inside = points.detach().abs().amax(dim=-1) <= self.config.half_extent

@@ -18,7 +18,16 @@ from torch import Tensor
 from nerf.compositing import composite
 from nerf.sampling import Aabb, RaySamples, march, ray_jitter
 
-__all__ = ["RenderConfig", "Rendered", "Shader", "Surface", "VolumeField", "render"]
+__all__ = [
+    "OccupiedCells",
+    "RenderConfig",
+    "Rendered",
+    "Shader",
+    "Surface",
+    "VolumeField",
+    "contributing",
+    "render",
+]
 
 FIRST_ROUND = 8
 """Samples per ray in the first round of the density pass; later rounds grow by half each."""

@@ -10,14 +10,18 @@ the last line is an object with `mm_ms`, `numba_ms` and `torch_ms`.
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
+# As in the application (see sds3d/__init__.py); OpenMP reads it when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from nerf.hash_grid import Backend, HashGrid, HashGridConfig
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from nerf.hash_grid import Backend, HashGrid, HashGridConfig  # noqa: E402
 
 # L = 8, F = 2, T = 2^15, base 16: a grid for objects.
 CONFIG = HashGridConfig(

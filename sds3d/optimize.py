@@ -55,7 +55,7 @@ class Optimized:
     Attributes:
         field, occupancy: What renders.
         step: Steps done.
-        seconds: Wall time of this call by part (teacher, render, backward, update).
+        seconds: Wall time of this call by part, as StepClock names them.
         health: What is wrong with the field in plain words, empty if nothing.
         stopped: Whether the loop was asked to stop before its last step.
     """
@@ -69,14 +69,22 @@ class Optimized:
 
 
 @dataclass
-class _Clock:
-    """Wall time by part; on CUDA without waiting for the device, so only sums are exact there."""
+class StepClock:
+    """Wall time by part; on CUDA only sums are exact, unless `now` waits for the device.
 
+    The parts of a step: render (rays to images, the occupancy grid's updates among it), teacher,
+    backward (with the regularisers), update (the optimiser), and rest.
+    """
+
+    now: Callable[[], float] = time.perf_counter
     seconds: dict[str, float] = field(default_factory=dict)
-    _since: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._since = self.now()
 
     def lap(self, part: str) -> None:
-        now = time.perf_counter()
+        """Count the time since the last lap for `part`."""
+        now = self.now()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
         self._since = now
 
@@ -96,12 +104,12 @@ def optimize(
     Diverged is raised. Raises the errors of `sds3d.errors`.
     """
     options = config.optimize
-    loop = _Loop(config, teacher)
+    loop = Optimization(config, teacher)
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         loop.load(*state)
     snapshot = loop.tensors(), loop.meta()
-    clock, began, saved = _Clock(), loop.step, time.monotonic()
-    started, complaint, stopped = time.monotonic(), None, False
+    clock, began, saved = StepClock(), loop.step, time.monotonic()
+    started, stopped = time.monotonic(), False
     while loop.step < options.steps and not stopped:
         if loop.step % SNAPSHOT_INTERVAL == 0:
             snapshot = loop.tensors(), loop.meta()
@@ -112,7 +120,7 @@ def optimize(
             if loop.rollbacks > MOST_ROLLBACKS:
                 raise Diverged(
                     f"the optimisation diverged {loop.rollbacks} times near step {loop.step}: "
-                    "lower --optimize.encoding-learning-rate or --optimize.guidance-scale"
+                    "lower --encoding-learning-rate or --guidance-scale"
                 )
             on_event(
                 Warning(
@@ -137,10 +145,9 @@ def optimize(
             )
         )
         if loop.step % HEALTH_INTERVAL == 0 or loop.step == options.steps:
-            found = report.complaint
-            if found is not None and found != complaint:
-                on_event(Health(found))
-            complaint = found
+            if report.complaint is not None and report.complaint != loop.complaint:
+                on_event(Health(report.complaint))
+            loop.complaint = report.complaint
         stopped = should_stop() and loop.step < options.steps
         due = time.monotonic() - saved > config.checkpoint_seconds
         if checkpoint is not None and (due or stopped or loop.step == options.steps):
@@ -151,24 +158,25 @@ def optimize(
         occupancy=loop.occupancy,
         step=loop.step,
         seconds=clock.seconds,
-        health=[] if complaint is None else [complaint],
+        health=[] if loop.complaint is None else [loop.complaint],
         stopped=stopped,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Report:
+class StepReport:
     """What one step saw."""
 
     finite: bool
     timestep: float
     opacity: float
+    rays: int
     samples: int
     resolution: int
     complaint: str | None
 
 
-class _Loop:
+class Optimization:
     """The state of a run and its one step."""
 
     def __init__(self, config: GenerateConfig, teacher: Teacher) -> None:
@@ -194,14 +202,17 @@ class _Loop:
         self.step = 0
         self.rollbacks = 0
         self.rate_scale = 1.0
+        self.complaint: str | None = None
 
-    def advance(self, clock: _Clock) -> _Report:
+    def advance(self, clock: StepClock) -> StepReport:
         """One step: look, ask, move."""
         options = self.options
         progress = self.step / options.steps
         generator = torch.Generator().manual_seed(step_seed(self.seed, self.step))
         self._set_rates(progress)
+        clock.lap("rest")
         self.occupancy.update(self.step, self.field.density, generator)
+        clock.lap("render")
 
         views = sample_views(options.views_per_step, options.elevation_range_deg, generator)
         resolution = resolution_at(options, progress)
@@ -209,6 +220,7 @@ class _Loop:
         rays_o, rays_d = camera_rays(c2w, FOVY_DEG, resolution, resolution)
         background = random_background(len(c2w), generator).to(self.device)
         needs_normals = options.orientation_weight > 0
+        clock.lap("rest")
         rendered = render(
             self.field,
             self.occupancy,
@@ -220,12 +232,12 @@ class _Loop:
             with_normals=needs_normals,
             create_graph=needs_normals,
         )
-        clock.lap("render")
-
         images = F.interpolate(
             rendered.images, (self.teacher_size, self.teacher_size), mode="bilinear"
         )
         x = 2.0 * images - 1.0
+        clock.lap("render")
+
         t = sample_timesteps(options, progress, len(x), generator).to(self.device)
         cond = self.cond.with_camera(views.camera.to(self.device))
         gradient = self.distillation.gradient(x.detach(), t, cond, generator=generator)
@@ -242,14 +254,17 @@ class _Loop:
             self.step += 1
         clock.lap("update")
         opacity = rendered.opacity.detach()
-        return _Report(
+        report = StepReport(
             finite=finite,
             timestep=float(t.mean()),
             opacity=float(opacity.mean()),
+            rays=opacity.numel(),
             samples=len(rendered.surface.samples),
             resolution=resolution,
             complaint=complaint_about(opacity),
         )
+        clock.lap("rest")
+        return report
 
     def tensors(self) -> dict[str, Tensor]:
         """A copy of every tensor that determines the following steps."""
@@ -261,7 +276,12 @@ class _Loop:
 
     def meta(self) -> dict[str, Any]:
         """The plain numbers beside the tensors."""
-        return {"step": self.step, "rollbacks": self.rollbacks, "rate_scale": self.rate_scale}
+        return {
+            "step": self.step,
+            "rollbacks": self.rollbacks,
+            "rate_scale": self.rate_scale,
+            "complaint": self.complaint,
+        }
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Take the state that `tensors` and `meta` gave."""
@@ -281,6 +301,7 @@ class _Loop:
         self.step = int(meta["step"])
         self.rollbacks = int(meta["rollbacks"])
         self.rate_scale = float(meta["rate_scale"])
+        self.complaint = meta.get("complaint")
 
     def roll_back(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Undo what happened since the snapshot and go on at half the rate."""

@@ -132,3 +132,35 @@ def test_generator_decides_every_parameter():
 def test_bad_settings_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         FieldConfig(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_the_chain_rule_by_hand_is_autograd_through_the_points(backend):
+    made = field(rough=0.3, backend=backend).double()
+    at = points(60, dtype=torch.float64) * 1.3  # some lie beyond the cube
+    assert (at.abs() > 1).any()
+    seen = made.normals(at, create_graph=True)
+    leaf = at.clone().requires_grad_()
+    hidden = torch.relu(made.hidden(made.encoding(((leaf + 1) / 2).clamp(0, 1))))
+    c = made.config
+    bump = torch.exp(-leaf.square().sum(-1) / (2 * c.blob_radius**2))
+    logit = made.head(hidden)[:, 0] + (c.blob_logit - c.outside_logit) * bump
+    (slope,) = torch.autograd.grad(logit.sum(), leaf, create_graph=True)
+    expected = -torch.nn.functional.normalize(slope, dim=-1, eps=1e-12)
+    torch.testing.assert_close(seen, expected)
+    weight = torch.randn(60, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    wanted = [made.encoding.table, made.hidden.weight, made.hidden.bias, made.head.weight]
+    got = torch.autograd.grad((seen * weight).sum(), wanted)
+    for found, exact in zip(
+        got, torch.autograd.grad((expected * weight).sum(), wanted), strict=True
+    ):
+        assert exact.any() or found is got[2]  # a bias moves no slope between the kinks
+        torch.testing.assert_close(found, exact)
+
+
+def test_a_field_that_is_frozen_has_normals_too():
+    made, at = field(rough=0.3), points()
+    expected = made.normals(at)
+    made.requires_grad_(False)
+    assert torch.equal(made.normals(at), expected)
+    assert torch.equal(made.with_normals(at)[2], expected)
