@@ -18,10 +18,10 @@ from collections.abc import Callable
 # As in the application (see sds3d/__init__.py); OpenMP reads it when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from torch import Tensor
 
-from nerf.hash_grid import Backend, HashGrid, HashGridConfig  # noqa: E402
+from nerf.hash_grid import Backend, HashGrid, HashGridConfig
 
 # L = 8, F = 2, T = 2^15, base 16: a grid for objects.
 CONFIG = HashGridConfig(
