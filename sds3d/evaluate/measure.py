@@ -41,10 +41,9 @@ class Measured:
     Attributes:
         valid: A readable GLB whose surface is closed to the eye (consistently wound, of positive
             volume) and stands in the export's frame.
-        retrieved: The prompt's own scene is nearest of every kind in every colour, and for a
-            composed prompt of its distractors too.
-        kind, color: The nearest plain thing's kind or colour is the one asked for; None for
-            stacked prompts, where the picture holds two things.
+        retrieved: The nearest scene is the prompt's own, of every kind in every colour and, for a
+            composed prompt, itself and its distractors.
+        kind, color: The same scene's kind or main colour is the one asked for.
         composition: The own scene is nearest among its distractors; None for one colour.
         silhouette_iou: With the nearest variation.
         f_score: With the same variation, at 5 % of the size.
@@ -56,8 +55,8 @@ class Measured:
 
     valid: bool = False
     retrieved: bool = False
-    kind: bool | None = False
-    color: bool | None = False
+    kind: bool = False
+    color: bool = False
     composition: bool | None = None
     silhouette_iou: float = 0.0
     f_score: float = 0.0
@@ -89,8 +88,6 @@ class Judge:
         """The figures of a run that left no file."""
         form = form_of(spec)
         return Measured(
-            kind=None if form == "stacked" else False,
-            color=None if form == "stacked" else False,
             composition=None if form == "one colour" else False,
             azimuth=0.0 if self.tells_azimuth(Shape.of(spec)) else None,
             problem=problem,
@@ -119,7 +116,6 @@ class Judge:
         candidates = [*plain, *own, *others]
         distances = candidate_distances(candidates, pictures.pooled, self.references)
         nearest = candidates[int(distances.argmin())]
-        look = plain[int(distances[: len(plain)].argmin())]
         composition = None
         if own:
             composition = bool(distances[len(plain)] < distances[len(plain) + 1 :].min())
@@ -133,8 +129,8 @@ class Judge:
         return Measured(
             valid=problem is None,
             retrieved=nearest == spec,
-            kind=None if form == "stacked" else look.kind == spec.kind,
-            color=None if form == "stacked" else look.color == spec.color,
+            kind=nearest.kind == spec.kind,
+            color=nearest.color == spec.color,
             composition=composition,
             silhouette_iou=float(ious[variation]),
             f_score=f_score(surface_points(seen.mesh), self._surface(spec, variation)),

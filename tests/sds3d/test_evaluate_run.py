@@ -191,14 +191,14 @@ def test_figures_are_means_over_the_prompts_that_they_apply_to() -> None:
     rows = [
         _row(2, retrieved=True, kind=True, color=False, silhouette_iou=0.8, azimuth=0.5),
         _row(3, retrieved=False, kind=True, color=True, silhouette_iou=0.4, azimuth=None),
-        _row(0, composition=True, kind=None, color=None),
-        _row(1, composition=False, kind=None, color=None),
+        _row(0, composition=True, kind=True),
+        _row(1, composition=False),
     ]
     found = figures(rows)
     assert found["prompts"] == 4
     assert found["r_precision"] == 0.25
-    assert found["kind_accuracy"] == 1.0
-    assert found["color_accuracy"] == 0.5
+    assert found["kind_accuracy"] == 0.75
+    assert found["color_accuracy"] == 0.25
     assert found["silhouette_iou"] == pytest.approx(0.3)
     assert found["azimuth_accuracy"] == 0.5
     assert found["azimuth_prompts"] == 1
