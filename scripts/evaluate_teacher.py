@@ -31,6 +31,7 @@ from sds3d.config import DeviceName, require_number
 from sds3d.device import resolve_device
 from sds3d.errors import Sds3dError
 from sds3d.evaluate.layers import (
+    ALPHA_LAYER,
     AZIMUTHS_DEG,
     TEACHER_FRAME,
     Shape,
@@ -58,9 +59,6 @@ from sds3d.toybox.scenes import SceneSpec, is_held_out
 if TYPE_CHECKING:
     from core.teachers.toybox import ToyboxTeacher
 
-DEFAULT_GUIDANCE = next(
-    f.default for f in PreviewConfig.__dataclass_fields__.values() if f.name == "guidance_scale"
-)
 _CEILING_VARIATION = 3000  # and the next: none of the references
 _ALL_COLORS: list[tuple[str, str | None]] = [(color, None) for color in COLOR_NAMES]
 
@@ -73,7 +71,7 @@ class TeacherEvaluationConfig:
     """The embedded teacher, or the folder of one."""
     per_kind: int = 12
     """Samples of each kind, half of them of held-out pairs."""
-    guidance_scales: tuple[float, ...] = (1.0, DEFAULT_GUIDANCE)
+    guidance_scales: tuple[float, ...] = (1.0, PreviewConfig.guidance_scale)
     """Guidance of each round of samples."""
     sample_steps: int = 20
     """Steps from noise to picture."""
@@ -144,7 +142,7 @@ def judge(image: np.ndarray, request: Request, references: References, asymmetri
     view[..., :3] = image - ground
     pixels = pool(view[None])
     weights = color_weights(_ALL_COLORS)
-    weights[:, :3, 5] = -ground
+    weights[:, :3, ALPHA_LAYER] = -ground
     weights[:, 3] = 0.0  # a picture has no coverage of its own
     nearest = np.inf
     found = (request.spec.kind, request.spec.color)
