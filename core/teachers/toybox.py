@@ -135,19 +135,24 @@ class ToyboxTeacher:
         Raises TeacherWeightsError for a missing, incomplete or damaged folder.
         """
         sha256 = weights_sha256(folder)
+        network, tokenizer = load_network(folder)
+        path = folder / "vocabulary.json"
         try:
-            network, tokenizer = load_network(folder)
-            vocabulary = json.loads((folder / "vocabulary.json").read_text())
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            vocabulary = json.loads(path.read_text(encoding="utf-8"))
+            if not {"kinds", "colors"} <= vocabulary.keys():
+                raise ValueError("kinds or colors are missing")
+        except (OSError, ValueError, AttributeError) as error:
             raise TeacherWeightsError(
-                f"the teacher in {folder} is damaged ({reason}): install the package again"
-            ) from error
-        if not all(p.isfinite().all() for p in network.parameters()):
-            raise TeacherWeightsError(
-                f"the teacher in {folder} holds numbers that are not finite: "
+                f"the teacher's {path.name} in {folder} is damaged ({error}): "
                 "install the package again"
-            )
+            ) from error
+        for name, parameter in network.named_parameters():
+            if not parameter.isfinite().all():
+                part, _, rest = name.partition(".")
+                raise TeacherWeightsError(
+                    f"the teacher's {part} in {folder} holds numbers that are not finite "
+                    f"({rest}): install the package again"
+                )
         return cls(network, tokenizer, vocabulary, sha256, device=device, dtype=dtype)
 
     @property

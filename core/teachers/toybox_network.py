@@ -9,9 +9,10 @@ Generative Models Denoise" (arXiv 2511.13720).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from transformers.utils import logging
+
+from core.teachers.errors import TeacherWeightsError
 
 IMAGE_SIZE = 64
 FOLD = 4
@@ -158,13 +161,15 @@ class ToyboxNetwork(nn.Module):
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar on stderr for every load, however small."""
-    shown = logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """transformers draws a bar on stderr for every load, and a table for every fault."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -209,22 +214,51 @@ def save_network(
 
 
 def load_network(folder: Path) -> tuple[ToyboxNetwork, PreTrainedTokenizerFast]:
-    """Read what `save_network` wrote, in float32, without any look at the network."""
-    unet = UNet2DConditionModel.from_pretrained(
-        folder / "unet",
-        local_files_only=True,
-        use_safetensors=True,
-        torch_dtype=torch.float32,
-        low_cpu_mem_usage=False,
-    )
-    with _no_progress_bar():
-        text_encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder",
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
+    """Read what `save_network` wrote, in float32, without any look at the network.
+
+    Raises TeacherWeightsError that names the part which is missing, incomplete or damaged.
+    """
+    with _quiet():
+        unet = _load(
+            folder / "unet",
+            lambda path: UNet2DConditionModel.from_pretrained(
+                path,
+                local_files_only=True,
+                use_safetensors=True,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            ),
         )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
-    assert isinstance(unet, UNet2DConditionModel)
-    assert isinstance(text_encoder, CLIPTextModel)
+        text_encoder = _load(
+            folder / "text_encoder",
+            lambda path: CLIPTextModel.from_pretrained(
+                path,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            ),
+        )
+        tokenizer = _load(
+            folder / "tokenizer",
+            lambda path: (PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True), {}),
+        )
     return ToyboxNetwork(unet, text_encoder), tokenizer
+
+
+def _load(folder: Path, load: Callable[[Path], Any]) -> Any:
+    """What `load` makes of `folder`, unless any of its weights is missing or left over."""
+    try:
+        made, info = load(folder)
+        # Both libraries only warn of a tensor that is not in the file, and draw it at random.
+        for fault in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+            if info.get(fault):
+                raise ValueError(f"{fault.replace('_', ' ')}: {sorted(map(str, info[fault]))[0]}")
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TeacherWeightsError(
+            f"the teacher's {folder.name} in {folder.parent} is damaged ({reason}): "
+            "install the package again, or give the folder of a complete teacher"
+        ) from error
+    return made

@@ -1,0 +1,107 @@
+"""The embedded teacher's network: its inputs, its size, and its way through a folder."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.teachers.toybox_network import (
+    CAMERA_FEATURES,
+    IMAGE_SIZE,
+    MAX_TOKENS,
+    ToyboxNetwork,
+    camera_features,
+    load_network,
+    make_text_encoder,
+    make_tokenizer,
+    make_unet,
+    save_network,
+)
+
+WORDS = ["a", "red", "blue", "mushroom", "car"]
+
+
+@pytest.fixture(scope="module")
+def network() -> ToyboxNetwork:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = ToyboxNetwork(make_unet(), make_text_encoder(len(WORDS) + 4))
+    return made.eval().requires_grad_(False)
+
+
+def test_camera_features_are_harmonics_that_know_no_seam() -> None:
+    features = camera_features(torch.tensor([[30.0, 20.0], [390.0, 20.0], [-330.0, 20.0]]))
+    assert features.shape == (3, CAMERA_FEATURES)
+    torch.testing.assert_close(features[1], features[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(features[2], features[0], atol=1e-5, rtol=0)
+    az, el = math.radians(30), math.radians(20)
+    expected = [f(k * az) for k in (1, 2, 3) for f in (math.sin, math.cos)]
+    expected += [f(k * el) for k in (1, 2) for f in (math.sin, math.cos)] + [1.0]
+    torch.testing.assert_close(features[0], torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_a_dropped_camera_is_zero_in_its_row_alone() -> None:
+    nan = math.nan
+    cameras = torch.tensor([[nan, nan], [10.0, nan], [nan, 10.0], [0.0, 0.0]])
+    features = camera_features(cameras)
+    assert not features[:3].any()
+    assert features[3, -1] == 1
+    assert features[3, 1] == 1
+
+
+def test_the_whole_network_is_small(network: ToyboxNetwork) -> None:
+    # Of the 2000 words of a large vocabulary; the shipped one is smaller.
+    large = ToyboxNetwork(network.unet, make_text_encoder(2000))
+    assert sum(p.numel() for p in large.parameters()) <= 16_500_000
+
+
+def test_values_have_the_shape_and_type_of_the_image(network: ToyboxNetwork) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=g)
+    tokens = torch.randint(4, len(WORDS) + 4, (2, MAX_TOKENS), generator=g)
+    text = network.encode_tokens(tokens)
+    assert text.shape == (2, MAX_TOKENS, 160)
+    out = network(x, torch.rand(2, generator=g), text, torch.zeros(2, 2))
+    assert out.shape == x.shape
+    assert out.dtype == x.dtype
+    assert out.isfinite().all()
+
+
+def test_a_saved_network_comes_back_rounded_to_half_precision(
+    network: ToyboxNetwork, tmp_path: Path
+) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    save_network(network, make_tokenizer(WORDS), {"kinds": {}, "colors": []}, tmp_path)
+    # Saving leaves the network as it was.
+    after = network.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    loaded, tokenizer = load_network(tmp_path)
+    assert loaded.state_dict().keys() == before.keys()
+    for name, tensor in loaded.state_dict().items():
+        rounded = before[name].half().float() if before[name].is_floating_point() else before[name]
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, rounded), name
+    assert tokenizer("a red car").input_ids == make_tokenizer(WORDS)("a red car").input_ids
+    stored = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+
+
+def test_the_folder_holds_no_pickle_and_says_what_it_is(
+    network: ToyboxNetwork, tmp_path: Path
+) -> None:
+    save_network(network, make_tokenizer(WORDS), {"kinds": {}, "colors": []}, tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert (tmp_path / "model_index.json").is_file()
+
+
+def test_the_tokenizer_reads_words_in_any_case_and_marks_the_unknown() -> None:
+    tokenizer = make_tokenizer(WORDS)
+    ids = tokenizer.get_vocab()
+    expected = [ids["<bos>"], ids["a"], ids["red"], ids["mushroom"], ids["<eos>"]]
+    assert tokenizer("A Red MUSHROOM").input_ids == expected
+    unknown = tokenizer("a vermilion mushroom").input_ids
+    assert unknown[2] == ids["<unk>"]
+    assert len(tokenizer("red " * 100, truncation=True).input_ids) == MAX_TOKENS
