@@ -10,13 +10,9 @@ the last line is an object with `mm_ms`, `numba_ms` and `torch_ms`.
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
-
-# As in the application (see sds3d/__init__.py); OpenMP reads it when torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch import Tensor

@@ -11,17 +11,16 @@ grid falls in one step of several and so in few of the medians: "field, mean" ho
 `rays`, `samples` and `resolution`.
 """
 
-# ruff: noqa: I001  # sds3d comes before torch: it sets what OpenMP reads when torch loads
 import argparse
 import json
 import statistics
 import time
 
+import torch
+
 from sds3d.optimize import Optimization, StepClock
 from sds3d.presets import generate_config
 from sds3d.teachers import load_teacher
-
-import torch
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the application: see sds3d/__init__.py
 _caches = tempfile.mkdtemp(prefix="sds3d-tests-")
 os.environ["HF_HOME"] = _caches
 
