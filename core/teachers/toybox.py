@@ -27,7 +27,8 @@ from core.teachers.toybox_network import (
 __all__ = ["PromptReading", "ToyboxTeacher", "weights_sha256"]
 
 _WEIGHT_FILES = (
-    "unet/diffusion_pytorch_model.safetensors",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "refiner/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
     "tokenizer/tokenizer.json",
     "vocabulary.json",
@@ -119,7 +120,8 @@ class ToyboxTeacher:
         }
         self.network = network.eval().requires_grad_(False).to(self.device)
         # Module.to, not the model's own: that one warns about casts it was not asked to check.
-        nn.Module.to(self.network.unet, self.dtype)
+        nn.Module.to(self.network.transformer, self.dtype)
+        nn.Module.to(self.network.refiner, self.dtype)
         channels_last(self.network)
 
     @classmethod
