@@ -27,8 +27,7 @@ from core.teachers.toybox_network import (
 __all__ = ["PromptReading", "ToyboxTeacher", "weights_sha256"]
 
 _WEIGHT_FILES = (
-    "transformer/diffusion_pytorch_model.safetensors",
-    "refiner/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
     "tokenizer/tokenizer.json",
     "vocabulary.json",
@@ -120,8 +119,7 @@ class ToyboxTeacher:
         }
         self.network = network.eval().requires_grad_(False).to(self.device)
         # Module.to, not the model's own: that one warns about casts it was not asked to check.
-        nn.Module.to(self.network.transformer, self.dtype)
-        nn.Module.to(self.network.refiner, self.dtype)
+        nn.Module.to(self.network.unet, self.dtype)
         channels_last(self.network)
 
     @classmethod

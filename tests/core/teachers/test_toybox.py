@@ -21,8 +21,10 @@ from core.teachers.errors import TeacherWeightsError, UnknownSubjectError
 from core.teachers.toybox import ToyboxTeacher, weights_sha256
 from core.teachers.toybox_network import (
     MAX_TOKENS,
-    make_network,
+    ToyboxNetwork,
+    make_text_encoder,
     make_tokenizer,
+    make_unet,
     save_network,
 )
 
@@ -35,7 +37,7 @@ VOCABULARY: dict[str, object] = {
     },
     "colors": ["red", "blue"],
 }
-UNET = "transformer/diffusion_pytorch_model.safetensors"
+UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT_ENCODER = "text_encoder/model.safetensors"
 
 
@@ -45,12 +47,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toybox") / "teacher"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = make_network(len(WORDS) + 4)
-        # A new network predicts zero, and its text encoder starts at a scale that hides a word
-        # behind rounding; this one draws and listens.
-        for parameter in network.parameters():
-            if not parameter.any():
-                parameter.data.normal_(std=0.1)
+        network = ToyboxNetwork(make_unet(), make_text_encoder(len(WORDS) + 4))
+        # The stock classes start at scales that hide a word behind rounding; this one listens.
         for name, parameter in network.text_encoder.named_parameters():
             if name.endswith("token_embedding.weight"):
                 parameter.data.mul_(20)
@@ -191,7 +189,7 @@ class Bomb:
 def test_pickles_are_never_read(folder: Path, tmp_path: Path, instead: bool) -> None:
     mark = tmp_path / "unpickled"
     bomb = pickle.dumps(Bomb(mark))
-    for name in ("transformer/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"):
+    for name in ("unet/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"):
         (folder / name).write_bytes(bomb)
     if instead:
         (folder / UNET).unlink()
