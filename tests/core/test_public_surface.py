@@ -43,9 +43,26 @@ PUBLIC = {
         "noise_like",
         "per_sample",
     },
+    "core.solvers.analytic_dpm": {"AnalyticDPM", "x0_variance"},
     "core.solvers.ddim": {"DDIM", "ddim_step"},
+    "core.solvers.ddpm": {"DDPM", "transition_variance"},
+    "core.solvers.deis": {"DEIS"},
+    "core.solvers.dpm_solver": {"DPMSolver"},
+    "core.solvers.dpm_solver_pp": {"DPMSolverPPMultistep", "DPMSolverPPSinglestep"},
+    "core.solvers.edm": {"EDM"},
+    "core.solvers.euler_maruyama": {"EulerMaruyama", "sde_coefficients"},
+    "core.solvers.exponential": {
+        "half_log_snr",
+        "hold_eps",
+        "hold_x0",
+        "is_finite_step",
+        "remember",
+        "t_of_half_log_snr",
+    },
     "core.solvers.heun": {"Heun"},
+    "core.solvers.pndm": {"PNDM"},
     "core.solvers.sampling": {"Solver", "Trajectory", "log_snr_times", "sample"},
+    "core.solvers.unipc": {"UniPC", "UniPCState"},
 }
 
 
