@@ -82,11 +82,11 @@ def test_calls_and_ends(mixture_1d: GaussianMixture) -> None:
         denoiser = MixtureDenoiser(mixture_1d, schedule)
         exact = ExactFlowMap(mixture_1d, schedule)(x, ends, 0 * ends)
         by_ddim = (sample(denoiser, DDIM(), times, x).x - exact).abs().mean()
-        cases: tuple[tuple[Solver[Any], int], ...] = (
+        cases: list[tuple[Solver[Any], int]] = [
             (DPMSolverPPMultistep(), 40),
             (DPMSolverPPMultistep(order=3), 40),
             (DPMSolverPPSinglestep(), 78),
-        )
+        ]
         for solver, calls in cases:
             path = sample(denoiser, solver, times, x)
             assert path.nfe == calls

@@ -64,7 +64,7 @@ def test_with_churn_it_is_algorithm_2(mixture_1d: GaussianMixture) -> None:
 def test_churn_keeps_a_gaussians_moments(
     main_schedule: NoiseSchedule, generator: torch.Generator
 ) -> None:
-    mean, std, n = 0.7, 0.5, 40_000
+    mean, std, n = 0.7, 0.5, 10_000
     gaussian = GaussianMixture(
         weights=torch.ones(1, dtype=torch.float64),
         means=torch.tensor([[mean]], dtype=torch.float64),
