@@ -10,6 +10,7 @@ reaches the same weights, bit for bit on the same machine. Images are rendered o
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -500,11 +501,11 @@ def train(config: TrainConfig) -> int:
 
 
 def main() -> None:
-    preset = "gpu" if "gpu" in [a.split("=")[-1] for a in sys.argv[1:3]] else "cpu"
-    arguments = [
-        a for a in sys.argv[1:] if a not in ("--preset", "cpu", "gpu", f"--preset={preset}")
-    ]
-    config = tyro.cli(TrainConfig, default=PRESETS[preset], args=arguments)
+    # The preset is read first: it holds the defaults of all the other options.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
+    chosen, rest = parser.parse_known_args()
+    config = tyro.cli(TrainConfig, default=PRESETS[chosen.preset], args=rest)
     raise SystemExit(train(config))
 
 
