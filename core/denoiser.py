@@ -47,6 +47,7 @@ class Conditioning:
     text_mask  [B, L] bool, True at real tokens; None means that all are
     camera     [B, ...] in the form that the teacher documents; opaque here
     labels     [B] long, the class of each sample; -1 is no class
+    guidance_scale  [B], for networks that take it as an input (guidance-distilled ones)
     uncond     what guidance contrasts with: the empty or negative prompt, for the same B samples
     """
 
@@ -54,6 +55,7 @@ class Conditioning:
     text_mask: Tensor | None = None
     camera: Tensor | None = None
     labels: Tensor | None = None
+    guidance_scale: Tensor | None = None
     uncond: Conditioning | None = None
 
     def __post_init__(self) -> None:
@@ -117,7 +119,7 @@ class Conditioning:
         return replace(cond, camera=camera, uncond=uncond)
 
     def _tensors(self) -> list[Tensor]:
-        fields = (self.text, self.text_mask, self.camera, self.labels)
+        fields = (self.text, self.text_mask, self.camera, self.labels, self.guidance_scale)
         return [tensor for tensor in fields if tensor is not None]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
@@ -126,6 +128,7 @@ class Conditioning:
             text_mask=None if self.text_mask is None else function(self.text_mask),
             camera=None if self.camera is None else function(self.camera),
             labels=None if self.labels is None else function(self.labels),
+            guidance_scale=None if self.guidance_scale is None else function(self.guidance_scale),
             uncond=None if self.uncond is None else self.uncond._map(function),
         )
 
@@ -133,7 +136,10 @@ class Conditioning:
 def can_concatenate(conds: Sequence[Conditioning]) -> bool:
     """Whether every field is present in all of `conds` or in none (masks aside)."""
     present = {
-        (cond.text is None, cond.camera is None, cond.labels is None, cond.uncond is None)
+        tuple(
+            field is None
+            for field in (cond.text, cond.camera, cond.labels, cond.guidance_scale, cond.uncond)
+        )
         for cond in conds
     }
     if len(present) != 1:
@@ -158,12 +164,14 @@ def concatenate(conds: Sequence[Conditioning]) -> Conditioning:
     text, text_mask = _concatenate_text(conds)
     cameras = [cond.camera for cond in conds if cond.camera is not None]
     labels = [cond.labels for cond in conds if cond.labels is not None]
+    scales = [cond.guidance_scale for cond in conds if cond.guidance_scale is not None]
     unconds = [cond.uncond for cond in conds if cond.uncond is not None]
     return Conditioning(
         text=text,
         text_mask=text_mask,
         camera=torch.cat(cameras) if cameras else None,
         labels=torch.cat(labels) if labels else None,
+        guidance_scale=torch.cat(scales) if scales else None,
         uncond=concatenate(unconds) if unconds else None,
     )
 
@@ -283,9 +291,7 @@ def _predict_each(
 def _without_uncond(cond: Conditioning) -> Conditioning:
     if cond.uncond is None:
         return cond
-    return Conditioning(
-        text=cond.text, text_mask=cond.text_mask, camera=cond.camera, labels=cond.labels
-    )
+    return replace(cond, uncond=None)
 
 
 def _orthogonal_part(vector: Tensor, axis: Tensor) -> Tensor:

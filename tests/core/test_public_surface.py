@@ -19,6 +19,29 @@ PUBLIC = {
         "concatenate",
     },
     "core.discrete_schedule": {"DiscreteVPSchedule"},
+    "core.distillation.field.mean_flow": {"MeanFlow"},
+    "core.distillation.method": {
+        "Batch",
+        "Distillation",
+        "Family",
+        "Ground",
+        "MethodCard",
+        "Needs",
+        "Settings",
+        "StudentKind",
+    },
+    "core.distillation.mixture_ground": {"mixture_ground", "ring_mixture", "two_mode_mixture"},
+    "core.distillation.students": {
+        "ConsistencyFunction",
+        "DDIMFlowMap",
+        "FlowMap",
+        "Generator",
+        "NetworkDenoiser",
+        "VelocityFlowMap",
+        "sample_by_jumps",
+        "sample_by_noising",
+        "sample_by_solver",
+    },
     "core.distillation.score.sds": {
         "SDS",
         "ScoreDistillation",
@@ -31,6 +54,7 @@ PUBLIC = {
     "core.exact_flow": {"ExactFlowMap"},
     "core.frozen": {"freeze", "parameter_sha256"},
     "core.mixture": {"GaussianMixture", "MixtureDenoiser", "NoisedMixture"},
+    "core.networks": {"MLP", "Network"},
     "core.prediction": {"Parametrisation", "Prediction"},
     "core.schedule": {
         "CosineSchedule",
@@ -63,6 +87,7 @@ PUBLIC = {
     "core.solvers.pndm": {"PNDM"},
     "core.solvers.sampling": {"Solver", "Trajectory", "log_snr_times", "sample"},
     "core.solvers.unipc": {"UniPC", "UniPCState"},
+    "core.training": {"DivergedError", "History", "Method", "Player", "Stage", "train"},
 }
 
 
