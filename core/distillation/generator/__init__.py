@@ -1,0 +1,1 @@
+"""Students that map z to x: one method a file."""
