@@ -171,6 +171,10 @@ class Distillation(ABC):
     def loss(self, generator: torch.Generator) -> Tensor:
         """A scalar over a batch drawn from `generator`."""
 
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """n of what `sample` starts from: the prior's x, or z where a generator reads another."""
+        return self.ground.noise(n, generator)
+
     @abstractmethod
     def sample(
         self, x: Tensor, nfe: int, cond: Conditioning | None, generator: torch.Generator
