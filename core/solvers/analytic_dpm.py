@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core.denoiser import Conditioning, Denoiser
 from core.schedule import diffuse, noise_like, per_sample
+from core.solvers.ddim import ddim_coefficients
 
 __all__ = ["AnalyticDPM", "x0_variance"]
 
@@ -88,16 +89,9 @@ class AnalyticDPM:
         if bool((s >= t).any()):
             raise ValueError("AnalyticDPM cannot run toward the noise. Take DDIM with eta=0.")
         schedule = denoiser.schedule
-        alpha_s, sigma_s, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.sigma(t)
-        kept = schedule.alpha(t) * sigma_s / alpha_s
-        fresh = (
-            self.eta * sigma_s / sigma_t * (sigma_t.square() - kept.square()).clamp(min=0).sqrt()
-        )
-        # x_s = of_x x_t + of_x0 x0 + fresh z: DDIM with eps = (x_t - alpha_t x0) / sigma_t.
-        of_x = (sigma_s.square() - fresh.square()).clamp(min=0).sqrt() / sigma_t
-        of_x0 = alpha_s - of_x * schedule.alpha(t)
+        of_x, of_x0, fresh = ddim_coefficients(schedule, t, s, self.eta)
         variance = fresh.square() + of_x0.square() * self._variance_at(t)
-        std = torch.where(sigma_s > 0, variance.sqrt(), 0.0)
+        std = torch.where(schedule.sigma(s) > 0, variance.sqrt(), 0.0)
         mean = per_sample(of_x, x) * x + per_sample(of_x0, x) * denoiser(x, t).x0
         return mean + per_sample(std, x) * noise_like(x, generator), None
 

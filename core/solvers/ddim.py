@@ -11,7 +11,7 @@ from core.denoiser import Denoiser
 from core.prediction import Prediction
 from core.schedule import NoiseSchedule, noise_like, per_sample
 
-__all__ = ["DDIM", "ddim_step"]
+__all__ = ["DDIM", "ddim_coefficients", "ddim_step"]
 
 
 def ddim_step(prediction: Prediction, s: Tensor) -> Tensor:
@@ -21,6 +21,19 @@ def ddim_step(prediction: Prediction, s: Tensor) -> Tensor:
         per_sample(schedule.alpha(s), x) * prediction.x0
         + per_sample(schedule.sigma(s), x) * prediction.eps
     )
+
+
+def ddim_coefficients(
+    schedule: NoiseSchedule, t: Tensor, s: Tensor, eta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(a, b, h), of t's shape, of DDIM's step x_s = a x_t + b x0 + h z, for s < t, sigma_t > 0.
+
+    Given x0 itself instead of a prediction, at eta = 1 that is x_s's exact law given x_t and x0.
+    """
+    sigma_s, sigma_t = schedule.sigma(s), schedule.sigma(t)
+    fresh = eta * _posterior_std(schedule, t, s)
+    of_x = torch.sqrt((sigma_s.square() - fresh.square()).clamp(min=0)) / sigma_t
+    return of_x, schedule.alpha(s) - of_x * schedule.alpha(t), fresh
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.denoiser import Conditioning
+from core.denoiser import Conditioning, Denoiser
 from core.exact_flow import ExactFlowMap
 from core.mixture import GaussianMixture, MixtureDenoiser
 from core.prediction import Prediction
@@ -39,11 +39,12 @@ def main_schedule(request: pytest.FixtureRequest) -> NoiseSchedule:
 
 @pytest.fixture
 def orders(mixture_1d: GaussianMixture) -> Callable[..., list[float]]:
-    """Slopes of the error at t = 0.1, from 0.5, against the exact flow, for doubled steps.
+    """Slopes of the error at `end`, from `start`, against the exact flow, for doubled steps.
 
-    `given` is how many predictions before 0.5, exact and on the same grid, a multistep solver
-    finds in its state; `make_state` turns (predictions, the newest first, and the exact x at the
-    newest) into it.
+    `given` is how many predictions before the start, exact and on the same grid, a multistep
+    solver finds in its state; `make_state` turns those predictions, the newest first, into it.
+    `denoiser` and `exact` are for a flow that is not the mixture's: what the solver is given, and
+    a function of (x, start, end) to where that flow leads.
     """
 
     def measure(
@@ -54,18 +55,22 @@ def orders(mixture_1d: GaussianMixture) -> Callable[..., list[float]]:
         given: int = 0,
         make_state: Callable[[tuple[Prediction, ...]], Any] = lambda history: history,
         times_of: Callable[..., Tensor] = log_snr_times,
+        start: float = START,
+        end: float = END,
+        denoiser: Denoiser | None = None,
+        exact: Callable[[Tensor, float, float], Tensor] | None = None,
     ) -> list[float]:
         x = torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)[:, None]
         flow = ExactFlowMap(mixture_1d, schedule)
-        denoiser = MixtureDenoiser(mixture_1d, schedule)
+        denoiser = denoiser or MixtureDenoiser(mixture_1d, schedule)
 
         def filled(value: float) -> Tensor:
             return torch.full((len(x),), value, dtype=torch.float64)
 
-        exact = flow(x, filled(START), filled(END))
+        wanted = exact(x, start, end) if exact else flow(x, filled(start), filled(end))
         errors = []
         for n in steps:
-            times = times_of(schedule, START, END, n)
+            times = times_of(schedule, start, end, n)
             if not given:
                 reached = sample(denoiser, solver, times, x).x
             else:
@@ -74,11 +79,11 @@ def orders(mixture_1d: GaussianMixture) -> Callable[..., list[float]]:
                 for k in range(1, given + 1):
                     level = schedule.log_snr(times[:1]).item() - k * gap
                     t = schedule.t_of_log_snr(filled(level))
-                    history.append(denoiser(flow(x, filled(START), t), t))
+                    history.append(denoiser(flow(x, filled(start), t), t))
                 state, reached = make_state(tuple(history)), x
                 for t, s in itertools.pairwise(times.tolist()):
                     reached, state = solver.step(denoiser, reached, filled(t), filled(s), state)
-            errors.append((reached - exact).square().mean().sqrt().item())
+            errors.append((reached - wanted).square().mean().sqrt().item())
         return [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
 
     return measure
