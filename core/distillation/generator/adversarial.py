@@ -32,8 +32,9 @@ class ADD(NoisedStartDistillation):
     """GAN + distillation_weight c(t) |x^ - sg D(x^_t)|^2, x^ = f(x_s, s) (arXiv 2311.17042).
 
     The second term's gradient by x^ is SDS's with the weighting 2 c(t), so alone it would
-    collapse; the critic keeps it to the data. The critic reads features(x), the paper's being
-    DINOv2's, with R1 on the features of the data. The losses are logistic (the paper: hinge).
+    collapse; the critic keeps it to the data. The critic reads s and features(x), the paper's
+    being DINOv2's, with R1 on the features of the data. The losses are logistic (the paper:
+    hinge).
 
     Args:
         distillation_weight: The paper's lambda.
@@ -60,7 +61,7 @@ class ADD(NoisedStartDistillation):
         *,
         distillation_weight: float = 0.25,
         weighting: Weighting = alpha_weighting,
-        r1_weight: float = 0.01,
+        r1_weight: float = 0.1,
         features: Callable[[Tensor], Tensor] | None = None,
         levels: int = 4,
         critic_updates: int = 1,
@@ -84,7 +85,7 @@ class ADD(NoisedStartDistillation):
         self.r1_weight = r1_weight
         self.features = features
         width = None if features is None else features(torch.zeros(1, *ground.shape)).shape[1]
-        self.critic = ground.make_network(times=0, in_dimension=width)
+        self.critic = ground.make_network(times=1, in_dimension=width)
 
     def read(self, x: Tensor) -> Tensor:
         """What the critic is given of x [B, ...]."""
@@ -94,8 +95,9 @@ class ADD(NoisedStartDistillation):
         data = self.ground.data(self.batch, generator)
         x_s, index = self.draw_start(data, generator)
         x = self.generate(x_s, index, data.cond)
+        s = self.ground.grid(self.levels)[index]
+        gan = generator_loss(critic_logits(self.critic, self.read(x), s, data.cond))
         t = self.ground.times(len(x), generator)
-        gan = generator_loss(critic_logits(self.critic, self.read(x), t, data.cond))
         distillation = self.distillation_at(x, t, noise_like(x, generator), data.cond)
         return gan + self.distillation_weight * distillation
 

@@ -18,10 +18,17 @@ __all__ = ["critic_logits", "discriminator_loss", "generator_loss", "gradient_pe
 
 
 def critic_logits(
-    critic: Network, x: Tensor, t: Tensor, cond: Conditioning | None = None
+    critic: Network,
+    x: Tensor,
+    t: Tensor,
+    cond: Conditioning | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
-    """[B]: the mean of the critic's output for each of x [B, ...]; t [B] may go unread."""
-    return critic(x, t, cond=cond).flatten(1).mean(1)
+    """[B]: the mean of the critic's output for each of x [B, ...] at t [B].
+
+    `start` [B], for critics of two times, is the level from which a sample was made.
+    """
+    return critic(x, t, start, cond).flatten(1).mean(1)
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

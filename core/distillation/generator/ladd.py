@@ -65,8 +65,9 @@ class LADD(NoisedStartDistillation):
     """A GAN on features of the teacher at x_t, with R1 (arXiv 2403.12015).
 
     Samples and data are noised alike to a level t of logit-normal law, which says what the critic
-    looks at: structure where t is high, detail where it is low. R1 is on the features of the
-    data. There is no distillation loss; the losses are logistic.
+    looks at: structure where t is high, detail where it is low. It is told t and the level s that
+    the sample started from; R1 is on the features of the data. There is no distillation loss; the
+    losses are logistic.
 
     Args:
         features: Of the teacher; `prediction_features` by default.
@@ -93,7 +94,7 @@ class LADD(NoisedStartDistillation):
         features: TeacherFeatures | None = None,
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
-        r1_weight: float = 0.01,
+        r1_weight: float = 0.03,
         levels: int = 4,
         critic_updates: int = 1,
         critic_learning_rate: float | None = None,
@@ -117,7 +118,7 @@ class LADD(NoisedStartDistillation):
         probe = ground.data(1, torch.Generator().manual_seed(0))
         with torch.no_grad():
             width = self.features(probe.x0, torch.full((1,), ground.t_max), probe.cond).shape[1]
-        self.critic = ground.make_network(times=1, in_dimension=width)
+        self.critic = ground.make_network(times=2, in_dimension=width)
 
     def times(self, n: int, generator: torch.Generator) -> Tensor:
         """n noise levels for the critic."""
@@ -130,22 +131,25 @@ class LADD(NoisedStartDistillation):
 
     def loss(self, generator: torch.Generator) -> Tensor:
         data = self.ground.data(self.batch, generator)
-        x = self.generate(*self.draw_start(data, generator), data.cond)
-        t = self.times(len(x), generator)
+        x_s, index = self.draw_start(data, generator)
+        x = self.generate(x_s, index, data.cond)
+        t, s = self.times(len(x), generator), self.ground.grid(self.levels)[index]
         features = self.read(x, t, noise_like(x, generator), data.cond)
-        return generator_loss(critic_logits(self.critic, features, t, data.cond))
+        return generator_loss(critic_logits(self.critic, features, t, data.cond, s))
 
     def critic_loss(self, generator: torch.Generator) -> Tensor:
         data = self.ground.data(self.batch, generator)
-        t = self.times(len(data.x0), generator)
+        x_s, index = self.draw_start(data, generator)
+        t, s = self.times(len(x_s), generator), self.ground.grid(self.levels)[index]
         with torch.no_grad():
-            made = self.generate(*self.draw_start(data, generator), data.cond)
+            made = self.generate(x_s, index, data.cond)
             real, fake = (
                 self.read(x, t, noise_like(x, generator), data.cond) for x in (data.x0, made)
             )
         real.requires_grad_(True)
-        real_logits = critic_logits(self.critic, real, t, data.cond)
-        loss = discriminator_loss(real_logits, critic_logits(self.critic, fake, t, data.cond))
+        real_logits = critic_logits(self.critic, real, t, data.cond, s)
+        fake_logits = critic_logits(self.critic, fake, t, data.cond, s)
+        loss = discriminator_loss(real_logits, fake_logits)
         if self.r1_weight > 0:
             loss = loss + self.r1_weight * gradient_penalty(real_logits, real)
         return loss

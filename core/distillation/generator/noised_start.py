@@ -25,7 +25,9 @@ class NoisedStartDistillation(Distillation):
 
     From the noisiest level it is a one-step generator; sampled in more steps, its answer is
     noised to the next level and it is called again. It starts as the teacher where that is a
-    network. The critic goes first in each step. Subclasses make `self.critic`.
+    network. The critic goes first in each step. Subclasses make `self.critic`, and let it read s:
+    a critic that does not sees all levels' samples as one law, and lets one level make up for the
+    modes that another has lost.
 
     Args:
         levels: Times at which the student is trained.

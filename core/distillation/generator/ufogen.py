@@ -15,16 +15,18 @@ from core.distillation.generator.critic import (
 )
 from core.distillation.generator.noised_start import NoisedStartDistillation
 from core.distillation.method import Family, Ground, MethodCard, Needs, Settings, StudentKind
-from core.schedule import diffuse, noise_like
+from core.schedule import diffuse, noise_like, per_sample
 
 __all__ = ["UFOGen"]
 
 
 class UFOGen(NoisedStartDistillation):
-    """GAN between x_{t-1} of x0 and of x^0 = f(x_t, t), plus gamma |x0 - x^0|^2 (arXiv 2311.09257).
+    """A GAN on x_{t-1} of x0 and x^0 = f(x_t, t), plus gamma_t |x0 - x^0|^2 (arXiv 2311.09257).
 
     Both x0's are noised afresh to the level below t. Gaussian noise is injective on laws, so the
     noised laws are equal only where the clean ones are; yet they overlap, which the critic needs.
+    gamma_t = gamma alpha_{t-1}^2: the squared distance of the two x_{t-1} under a common noise.
+    Constant, it would win at high noise, where the critic sees little, and pull to the mean.
 
     Args:
         reconstruction_weight: gamma.
@@ -36,10 +38,10 @@ class UFOGen(NoisedStartDistillation):
         family=Family.GENERATOR,
         student=StudentKind.GENERATOR,
         needs=frozenset({Needs.DATA}),
-        nfe=(1, 2, 4),
+        nfe=(1, 2),
         reference="arXiv 2311.09257",
         idea="A diffusion GAN that can go to the data in one step: x0 is what it generates.",
-        equation="GAN on x_{t-1} + gamma |x0 - x^0|^2",
+        equation="GAN on x_{t-1} + gamma_t |x0 - x^0|^2",
     )
 
     def __init__(
@@ -47,7 +49,7 @@ class UFOGen(NoisedStartDistillation):
         ground: Ground,
         *,
         reconstruction_weight: float = 0.05,
-        levels: int = 4,
+        levels: int = 2,
         critic_updates: int = 1,
         critic_learning_rate: float | None = None,
         **settings: Unpack[Settings],
@@ -80,7 +82,9 @@ class UFOGen(NoisedStartDistillation):
         x_t, index = self.draw_start(data, generator)
         x = self.generate(x_t, index, data.cond)
         gan = generator_loss(self.logits(x, index, noise_like(x, generator), data.cond))
-        reconstruction = (x - data.x0).square().sum() / len(x)
+        below = self.ground.grid(self.levels)[index + 1]
+        weight = per_sample(self.ground.schedule.alpha(below).square(), x)
+        reconstruction = (weight * (x - data.x0).square()).sum() / len(x)
         return gan + self.reconstruction_weight * reconstruction
 
     def critic_loss(self, generator: torch.Generator) -> Tensor:
