@@ -158,8 +158,7 @@ def test_errors_of_eps_near_the_data_harm_it_less_than_adams(mixture_1d: Gaussia
 
     x = torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)[:, None]
     times = torch.linspace(0.95, 0.02, 25, dtype=torch.float64)
-    ends = (each.expand(9) for each in (times[0], times[-1]))
-    wanted = ExactFlowMap(mixture_1d, schedule)(x, *ends)
+    wanted = ExactFlowMap(mixture_1d, schedule)(x, times[0].expand(9), times[-1].expand(9))
 
     def error(scale: float) -> float:
         reached = sample(Wrong(), ERA(error_scale=scale), times, x).x
