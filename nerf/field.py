@@ -20,8 +20,8 @@ class FieldConfig:
 
     hash_grid: the encoding.
     hidden_dim: width of the one hidden layer.
-    half_extent: the field lives in the cube [-half_extent, half_extent]^3; beyond it the density
-        is zero.
+    half_extent: the field lives in the ball of this radius, the encoding in the cube about it;
+        beyond the ball the density is zero.
     density_scale: the density is density_scale * softplus(logit).
     blob_logit, blob_radius, outside_logit: before any training the logit is
         outside_logit + (blob_logit - outside_logit) exp(-r^2 / (2 blob_radius^2)),
@@ -32,6 +32,9 @@ class FieldConfig:
     reach a logit of 100 for it: 120 photometric steps on a small figure gave 22.6 dB where a scale
     of 30 gave 25.6, one of 10 25.2, and exp(logit) 25.2 from the same haze. The exponential has
     no bound at the learning rates that a short run needs; the scaled softplus grows linearly.
+
+    A ball and not the cube: a cube that fills the view can pass for a plain background with the
+    object painted on it, and distillation found that way out; a ball leaves the corners free.
     """
 
     hash_grid: HashGridConfig = field(default_factory=HashGridConfig)
@@ -59,7 +62,7 @@ class RadianceField(nn.Module):
     """Density [N] (per world unit, >= 0) and albedo [N, 3] in [0, 1] of world points [N, 3].
 
     Colour does not depend on the direction of view, so that what is optimised is what a textured
-    mesh can hold. Points outside the cube have density zero and pass it no gradient.
+    mesh can hold. Points outside the ball have density zero and pass it no gradient.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class RadianceField(nn.Module):
 
     @property
     def aabb(self) -> tuple[float, float, float, float, float, float]:
-        """The cube as (x_min, y_min, z_min, x_max, y_max, z_max)."""
+        """The ball's cube as (x_min, y_min, z_min, x_max, y_max, z_max)."""
         e = self.config.half_extent
         return (-e, -e, -e, e, e, e)
 
@@ -176,6 +179,6 @@ class RadianceField(nn.Module):
         return (c.blob_logit - c.outside_logit) * torch.exp(squared * (-0.5 / c.blob_radius**2))
 
     def _density_of(self, logit: Tensor, points: Tensor) -> Tensor:
-        inside = points.detach().abs().amax(dim=-1) <= self.config.half_extent
+        inside = points.detach().square().sum(dim=-1) <= self.config.half_extent**2
         scale = self.config.density_scale
         return functional.softplus(logit + self._blob(points)) * (scale * inside)
