@@ -24,7 +24,7 @@ def x0_variance(
 ) -> Tensor:
     """E Var[x0 | x_t] per dimension [N], at times [N], by Monte Carlo over data [M, ...].
 
-    Each time noises all of `data` once. From Gamma_t = E |score|^2 / D (Eq. 8),
+    Each time noises all of `data` once. From Gamma_t = E |score|^2 / D,
     E Var[x0 | x_t] = (sigma^2/alpha^2) (1 - sigma^2 Gamma_t), and sigma^2 Gamma_t is the mean
     square of eps; it lies in [0, sigma^2/alpha^2]. Raises ValueError where alpha or sigma is 0.
     """
@@ -46,7 +46,7 @@ def x0_variance(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnalyticDPM:
-    """Ancestral sampling with the variance that maximises the likelihood (Theorem 1, Eq. 7).
+    """Ancestral sampling with the variance that maximises the likelihood (Theorem 1).
 
     The mean is that of DDIM at `eta`; the variance is h^2 + c^2 E Var[x0 | x_t], where c is what
     x_s's mean gains per unit of x0: what the paper writes with Gamma.

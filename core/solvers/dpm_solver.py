@@ -57,7 +57,7 @@ class DPMSolver:
             middle = between(1 / 2)
             at_middle = denoiser(hold_eps(schedule, x, eps, t, middle), middle).eps
             return hold_eps(schedule, x, at_middle, t, s), None
-        # Algorithm 2, lines 5 to 9, with r1 = 1/3 and r2 = 2/3.
+        # Algorithm 2, with r1 = 1/3 and r2 = 2/3.
         first, second = between(1 / 3), between(2 / 3)
         at_first = denoiser(hold_eps(schedule, x, eps, t, first), first).eps
         bend = 2 * schedule.sigma(second) * (torch.expm1(2 / 3 * h) / (2 / 3 * h) - 1)

@@ -66,10 +66,10 @@ class DPMSolverPPMultistep:
         r0 = (half_t - half_1) / h
         slope = per_sample(1 / r0, x) * (now.x0 - earlier[0].x0)
         if len(earlier) == 1:
-            # Algorithm 2, line 7: D = x0 + (x0 - x0_before) / (2 r).
+            # Algorithm 2: D = x0 + (x0 - x0_before) / (2 r).
             return x_s - per_sample(alpha_s * decay / 2, x) * slope, following
         # The parabola x0 + first tau + bend tau^2 through the three, tau from 0 at t to 1 at s,
-        # integrated exactly (Eq. 8). Its second derivative is 2 bend: the factor that diffusers'
+        # integrated exactly. Its second derivative is 2 bend: the factor that diffusers'
         # 3M leaves out, which makes it of second order (measured slopes 2.03 and 1.98).
         r1 = (half_1 - half_log_snr(schedule, earlier[1].t)) / h
         before = per_sample(1 / r1, x) * (earlier[0].x0 - earlier[1].x0)
@@ -117,5 +117,5 @@ class DPMSolverPPSinglestep:
         between = t_of_half_log_snr(schedule, torch.lerp(half_t, half_s, self.ratio))
         x0 = now.x0
         later = denoiser(hold_x0(schedule, x, x0, t, between), between).x0
-        # Algorithm 1, line 6: D = (1 - 1/(2r)) x0_t + x0_between / (2r).
+        # Algorithm 1: D = (1 - 1/(2r)) x0_t + x0_between / (2r).
         return hold_x0(schedule, x, torch.lerp(x0, later, 0.5 / self.ratio), t, s), None

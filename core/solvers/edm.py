@@ -94,7 +94,7 @@ class EDM:
     def _churned(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Algorithm 2, lines 4 to 6, in x / alpha; x at a time no earlier than t."""
+        """Algorithm 2's raised noise, in x / alpha; x at a time no earlier than t."""
         schedule = denoiser.schedule
         level = schedule.log_snr(t)
         ratio = torch.exp(-level / 2)

@@ -16,8 +16,8 @@ __all__ = ["EulerMaruyama", "sde_coefficients"]
 def sde_coefficients(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """f and g^2, of t's shape, of the forward SDE dx = f x dt + g dw with the schedule's marginals.
 
-    f = alpha'/alpha and g^2 = 2 sigma (sigma' - f sigma) (arXiv 2107.00630, Appendix A). Raises
-    ValueError where they are not finite.
+    f = alpha'/alpha and g^2 = 2 sigma (sigma' - f sigma) (Variational Diffusion
+    Models, arXiv 2107.00630). Raises ValueError where they are not finite.
     """
     f = schedule.alpha_prime(t) / schedule.alpha(t)
     g_squared = 2 * schedule.sigma(t) * (schedule.sigma_prime(t) - f * schedule.sigma(t))

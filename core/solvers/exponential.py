@@ -1,8 +1,8 @@
 """What the solvers in half log-SNR share: the DDIM step of any given x0 or eps, and histories.
 
 With lambda = log(alpha / sigma), h = lambda_s - lambda_t, and a prediction held constant over a
-step, the probability-flow ODE is solved exactly (DPM-Solver, arXiv 2206.00927, Eq. 3.7;
-DPM-Solver++, arXiv 2211.01095, Eq. 9):
+step, the probability-flow ODE is solved exactly (DPM-Solver, arXiv 2206.00927, and
+DPM-Solver++, arXiv 2211.01095):
 
     x_s = (alpha_s/alpha_t) x_t - sigma_s (e^h - 1) eps
         = (sigma_s/sigma_t) x_t + alpha_s (1 - e^-h) x0.

@@ -32,7 +32,7 @@ class UniPCState:
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC:
-    """UniP-p, and with `corrected` UniC-p too, on x0 (Algorithms 5 to 8).
+    """UniP-p, and with `corrected` UniC-p too, on x0.
 
     `b` is the paper's B(h): "bh1" is h, "bh2" is e^h - 1. The corrector of a step uses the call
     that the next step makes anyway, so every step is one call, and the last state of a run is the
@@ -85,8 +85,8 @@ class UniPC:
         history: tuple[Prediction, ...],
         end: Prediction | Tensor,
     ) -> Tensor:
-        """x at history[0].t to `end`: to a time by the predictor (Eq. 3.8), or to the time of a
-        prediction, which the corrector uses with the history (Eq. 3.5).
+        """x at history[0].t to `end`: to a time by the predictor, or to the time of a
+        prediction, which the corrector uses with the history.
         """
         newest = history[0]
         corrects = isinstance(end, Prediction)
@@ -109,9 +109,9 @@ class UniPC:
         return -h if self.b == "bh1" else torch.expm1(-h)
 
     def _weights(self, ratios: Tensor, h: Tensor) -> Tensor:
-        """a_m [M, B] for ratios [M, B] (Eq. 3.6 with its right-hand side for x0, Appendix A)."""
+        """a_m [M, B] for ratios [M, B]: from M = 2 on exact for an x0 of degree M in lambda."""
         if len(ratios) == 1:
-            # Any a_1 = 1/2 + O(h) serves; the paper (Section 3.5) takes the limit.
+            # Any a_1 = 1/2 + O(h) serves; the paper takes the limit.
             return torch.full_like(ratios, 0.5)
         minus_h, rows, right = -h, [], []
         phi = torch.expm1(minus_h) / minus_h

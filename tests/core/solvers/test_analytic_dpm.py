@@ -71,7 +71,7 @@ def test_a_steps_variance_is_that_of_x_s_given_x_t(
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_variance_is_the_papers(eta: float, mixture_1d: GaussianMixture) -> None:
-    """Eq. 7 in the paper's own alpha-bar and beta-bar, on a variance-preserving schedule."""
+    """Theorem 1 in the paper's own alpha-bar and beta-bar, on a variance-preserving schedule."""
     schedule, gamma = CosineSchedule(), 0.8
     t, s = single(0.6), single(0.4)
     bar_t, bar_s = schedule.alpha(t).square().item(), schedule.alpha(s).square().item()
