@@ -87,7 +87,7 @@ class ERA:
         history = remember(state.history, now, len(state.history) + 1)
         if not is_finite_step(schedule, t, s):
             return ddim_step(now, s), ERAState(history=history)
-        knots = torch.stack([self._place(schedule, each.t) for each in history])
+        knots = self._place(schedule, torch.stack([each.t for each in history]))
         at_s = self._place(schedule, s)
         if state.foreseen is None:
             error = torch.zeros_like(t)
@@ -97,8 +97,8 @@ class ERA:
         bases = torch.stack(lagrange(knots.gather(0, chosen).unbind(), at_s))
         weights = torch.zeros_like(knots).scatter(0, chosen, bases)
         foreseen = torch.zeros_like(x)
-        for weight, each in zip(weights, history, strict=True):
-            foreseen = foreseen + per_sample(weight, x) * each.eps
+        for index in chosen.unique().tolist():
+            foreseen = foreseen + per_sample(weights[index], x) * history[index].eps
         x_s = integrate_eps(
             schedule,
             x,

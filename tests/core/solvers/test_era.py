@@ -40,15 +40,16 @@ def times_of_r(*r: float) -> Tensor:
     return ratios / (1 + ratios)
 
 
-@pytest.mark.parametrize("bases", [1, 2, 3, 4])
+# With two bases, errors of the second and the third order nearly cancel on coarser grids.
+@pytest.mark.parametrize(("bases", "steps"), [(1, 64), (2, 256), (3, 64), (4, 64)])
 def test_order_is_the_number_of_bases(
-    main_schedule: NoiseSchedule, orders: Callable[..., list[float]], bases: int
+    main_schedule: NoiseSchedule, orders: Callable[..., list[float]], bases: int, steps: int
 ) -> None:
     solver = ERA(bases=bases)
     slopes = orders(
         solver,
         main_schedule,
-        (32, 64),
+        (steps, 2 * steps),
         given=4,
         make_state=lambda history: ERAState(history=history),
     )
