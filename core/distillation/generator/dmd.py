@@ -19,7 +19,7 @@ __all__ = ["DMD"]
 
 
 class DMD(FakeScoreDistillation):
-    """g = (D_fake - D)(x_t) / mean |x - D(x_t)| (arXiv 2311.18828, Section 3.2), plus regression.
+    """g = (D_fake - D)(x_t) / mean |x - D(x_t)| (arXiv 2311.18828), plus regression.
 
     The loss is 1/2 |x - sg(x - g)|^2 + regression_weight |g(z) - DDIM(z)|^2, the second over
     pairs of the prior's z and the teacher's sample from it, drawn anew at each step. The paper

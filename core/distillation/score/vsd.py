@@ -16,7 +16,7 @@ __all__ = ["VSD"]
 
 @dataclass(frozen=True, eq=False)
 class VSD:
-    """gradient = w(t) (D_fake(x_t) - D(x_t)) (ProlificDreamer, arXiv 2305.16213, Eq. 9).
+    """gradient = w(t) (D_fake(x_t) - D(x_t)) (ProlificDreamer, arXiv 2305.16213).
 
     D and D_fake are x0 readings; the paper's eps form is this times alpha/sigma. `fake` denoises
     the images that are being made (particles, renders, a generator's samples); if it is exact,

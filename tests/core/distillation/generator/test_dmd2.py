@@ -54,22 +54,22 @@ def test_the_gradient_is_dmds_and_the_critics(ground: Ground, line_generator: nn
 def test_the_fake_score_and_the_critic_take_more_steps(ground: Ground) -> None:
     method = DMD2(ground, fake_updates=5, batch=4, steps=3)
     calls = {"fake": 0, "critic": 0, "student": 0}
+    for name, module in method.modules().items():
 
-    def counted(
-        name: str, loss: Callable[[torch.Generator], Tensor]
-    ) -> Callable[[torch.Generator], Tensor]:
-        def count(generator: torch.Generator) -> Tensor:
+        def count(_module: nn.Module, _inputs: object, *, name: str = name) -> None:
             calls[name] += 1
-            return loss(generator)
 
-        return count
-
-    method.fake_loss = counted("fake", method.fake_loss)
-    method.critic_loss = counted("critic", method.critic_loss)
-    method.loss = counted("student", method.loss)
+        module.register_forward_pre_hook(count)
     train(method)
-    assert calls == {"fake": 15, "critic": 15, "student": 3}
+    # One call in each own update; the student's loss asks each once, the others' the student.
+    assert calls == {"fake": 15 + 3, "critic": 2 * 15 + 3, "student": 15 + 15 + 3}
     assert set(method.modules()) == {"student", "fake", "critic"}
+    players = method.stages()[0].players
+    assert [(name, player.updates) for name, player in players.items()] == [
+        ("critic", 5),
+        ("fake", 5),
+        ("student", 1),
+    ]
 
 
 def test_a_critic_without_weight_is_refused(ground: Ground) -> None:

@@ -102,7 +102,7 @@ def test_both_modes_keep_their_weights(
     left_mass: Callable[[Tensor], float],
 ) -> None:
     torch.manual_seed(0)
-    method = SiD(ground, steps=700)
+    method = SiD(ground, learning_rate=1e-3, fake_learning_rate=2e-3, fake_updates=2, steps=500)
     train(method)
     with torch.no_grad():
         x = method.generate(method.noise(4000, torch.Generator().manual_seed(5)))
