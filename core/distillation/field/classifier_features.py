@@ -17,11 +17,13 @@ __all__ = ["ClassifierFeatureDistillation", "mixture_classifier"]
 
 
 def mixture_classifier(
-    mixture: GaussianMixture, noise_std: float = 0.3
+    mixture: GaussianMixture, noise_std: float = 1.0
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The exact classifier of a mixture's draws with noise of `noise_std` added.
 
-    x [B, D] to log p(label | x) [B, C] and, as features, log p(component | x) [B, K].
+    x [B, D] to log p(label | x) [B, C] and, as features, log p(component | x) [B, K]. Noise as
+    wide as the modes' distances keeps the features from saturating, where they no longer say
+    how far x is from a mode.
     """
 
     def classify(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +46,10 @@ class ClassifierFeatureDistillation(ProgressiveDistillation):
     Progressive distillation whose x~ and x0 are compared through a classifier's features h,
     the target's sharpened by tau < 1. The regularisers read the classifier's logits of the
     student: dataset_weight [(1 - beta) (-H(mean p)) + beta mean H(p)], each draw sure of its
-    class and all classes drawn. What h does not see is not trained.
+    class and all classes drawn.
+
+    What h does not see is not trained: a saturated classifier lets samples drift outward. And
+    where h is linear, sharpening is a shift of its own: the loss is zero at x0 = x~ / tau.
     """
 
     card = MethodCard(

@@ -96,6 +96,24 @@ def test_the_divergence_and_its_regularisers_are_the_closed_forms(ground: Ground
     assert least.item() == pytest.approx(2 * -0.75 * math.log(2), abs=1e-5)
 
 
+def test_sharpening_linear_features_is_stretching(
+    ground: Ground, generator: torch.Generator
+) -> None:
+    """The ring's modes are alike, so that their log posteriors are linear but for a constant."""
+    uniform = GaussianMixture(
+        weights=torch.ones(6, dtype=torch.float64),
+        means=ring_mixture().means.double(),
+        covariances=ring_mixture().covariances.double(),
+    )
+    method = ClassifierFeatureDistillation(
+        ground, classifier=mixture_classifier(uniform), temperature=0.8, steps=4
+    )
+    target = torch.randn(50, 2, generator=generator, dtype=torch.float64)
+    t = torch.ones(50, dtype=torch.float64)
+    assert abs(method.distance(target / 0.8, target, t).item()) < 1e-14
+    assert method.distance(target, target, t).item() > 1e-3
+
+
 def test_the_mixtures_classifier_is_its_posterior(
     mixture_2d: GaussianMixture, generator: torch.Generator
 ) -> None:
@@ -115,16 +133,21 @@ def test_few_steps_keep_the_teachers_classes(ground: Ground) -> None:
     )
     generator = torch.Generator().manual_seed(5)
     z = method.noise(2000, generator)
-    wanted = classifier(sample(ground.teacher, DDIM(), ground.grid(8), z).x)[0].argmax(1)
+    many = sample(ground.teacher, DDIM(), ground.grid(8), z).x
 
-    def agreement() -> float:
+    def compare() -> tuple[float, float]:
+        """How many have the teacher's class, and how much further out they are."""
         with torch.no_grad():
             made = method.sample(z, 4, None, generator)[-1]
-        return float((classifier(made)[0].argmax(1) == wanted).float().mean())
+        same = classifier(made)[0].argmax(1) == classifier(many)[0].argmax(1)
+        return float(same.float().mean()), float(made.norm(dim=1).mean() / many.norm(dim=1).mean())
 
-    assert agreement() < 0.85
+    assert compare()[0] < 0.85
     train(method)
-    assert agreement() > 0.95
+    agreement, stretch = compare()
+    assert agreement > 0.9
+    # The modes are alike, so that their log posteriors are linear: sharpened by 0.9.
+    assert stretch == pytest.approx(1 / 0.9, abs=0.06)
 
 
 def test_settings_out_of_range_are_refused(ground: Ground) -> None:
