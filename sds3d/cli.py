@@ -3,7 +3,7 @@
 stdout carries data and nothing else: a command's last line is its answer (a folder, a file), or
 with `--json` every event is one line of JSON and the last of them the result. Progress and errors
 go to stderr. Exit codes: 0 done, 1 a defect of the program, 2 a request that cannot be carried
-out, 130 stopped by Ctrl-C, 143 by SIGTERM.
+out, 3 a batch with failures, 130 stopped by Ctrl-C, 143 by SIGTERM.
 
 Only the command that was asked for is imported, and torch only after its options were checked.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .errors import (
+    EXIT_FAILURES,
     EXIT_INTERNAL,
     EXIT_OK,
     EXIT_USAGE,
@@ -34,14 +35,18 @@ if TYPE_CHECKING:
     from .generate import Generated, Parts
 
 HELP = """\
-usage: sds3d {generate,export,preview,evaluate,doctor,reproduce} ...
+usage: sds3d {generate,batch,export,preview,evaluate,distill,sample,methods,doctor,reproduce} ...
 
 Type a prompt, get a textured mesh.
 
   sds3d generate PROMPT        make a mesh (GLB, OBJ), a turntable and a contact sheet
+  sds3d batch PROMPTS          make the meshes of a list of prompts; skips what is already made
   sds3d export RUN             make a finished run's mesh anew in other formats or sizes
   sds3d preview PROMPT         look at the teacher's own pictures of a prompt before a run
   sds3d evaluate               measure on random prompts how well meshes match them
+  sds3d distill METHOD         train a few-step student of a teacher, in 2D
+  sds3d sample STUDENT         draw samples of such a student
+  sds3d methods                list every distillation method there is
   sds3d doctor                 say what this machine has and what is missing
   sds3d reproduce RESULT.JSON  make a result again and compare it with the recorded one
 
@@ -202,6 +207,27 @@ def _generate(call: Call) -> int:
     )
 
 
+def _batch(call: Call) -> int:
+    from .batch.config import BatchConfig
+    from .commands import with_json
+
+    given = call.parse(with_json(BatchConfig))
+
+    from .batch.run import run_batch
+    from .progress import progress
+
+    with progress() as show:
+
+        def listen(event: Event) -> None:
+            show(event)
+            call.output.event(event)
+
+        summary = run_batch(given.config, on_event=listen, should_stop=call.stop)
+    if not given.json:
+        call.output.line(str(summary.index))
+    return EXIT_FAILURES if summary.failed else EXIT_OK
+
+
 def _export(call: Call) -> int:
     from .commands import Export
 
@@ -266,6 +292,47 @@ def _evaluate(call: Call) -> int:
     return EXIT_OK
 
 
+def _distill(call: Call) -> int:
+    from .commands import with_json
+    from .distill.run import DistillConfig, distill
+    from .progress import progress
+
+    given = call.parse(with_json(DistillConfig))
+    with progress() as show:
+
+        def listen(event: Event) -> None:
+            show(event)
+            call.output.event(event)
+
+        folder = distill(given.config, listen, call.stop)
+    if not given.json:
+        call.output.line(str(folder))
+    return EXIT_OK
+
+
+def _sample(call: Call) -> int:
+    from .distill.run import SampleConfig, sample_student
+
+    call.output.line(str(sample_student(call.parse(SampleConfig))))
+    return EXIT_OK
+
+
+def _methods(call: Call) -> int:
+    import json
+
+    from .commands import Methods
+
+    given = call.parse(Methods)
+
+    from .distill.catalogue import METHODS, card_as_dict, table
+
+    if given.json:
+        call.output.line(json.dumps([card_as_dict(method.card) for method in METHODS]))
+    else:
+        call.output.line(table())
+    return EXIT_OK
+
+
 def _doctor(call: Call) -> int:
     from .commands import Doctor
 
@@ -293,9 +360,13 @@ def _reproduce(call: Call) -> int:
 
 COMMANDS: dict[str, Callable[[Call], int]] = {
     "generate": _generate,
+    "batch": _batch,
     "export": _export,
     "preview": _preview,
     "evaluate": _evaluate,
+    "distill": _distill,
+    "sample": _sample,
+    "methods": _methods,
     "doctor": _doctor,
     "reproduce": _reproduce,
 }

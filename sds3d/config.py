@@ -31,6 +31,9 @@ ALGORITHM_VERSION = 1
 
 MAX_PROMPT_CHARACTERS = 1000
 
+_ADDED_LATER = {"added_later": True}
+"""Metadata of a field that documents of earlier versions lack: they mean its default."""
+
 PresetName = Literal["fast", "balanced", "quality"]
 TeacherName = str
 """The name of a teacher of this program, or the folder of one."""
@@ -128,6 +131,8 @@ class OptimizeConfig:
 
     steps: int = 1000
     """Steps of the optimisation."""
+    extra_steps: int = field(default=0, metadata=_ADDED_LATER)
+    """Steps after these, with rates, times and resolution as at the end of the planned ones."""
     guidance_scale: float = 4.0
     """Classifier-free guidance: uncond + s (cond - uncond)."""
     views_per_step: int = 2
@@ -164,6 +169,7 @@ class OptimizeConfig:
 
     def __post_init__(self) -> None:
         require_number("--steps", self.steps, 1, 1_000_000)
+        require_number("--extra-steps", self.extra_steps, 0, 1_000_000)
         require_number("--guidance-scale", self.guidance_scale, 0, 1000)
         require_number("--views-per-step", self.views_per_step, 1, 64)
         _require(
@@ -211,6 +217,11 @@ class OptimizeConfig:
         require_number("--normal-smoothness-weight", self.normal_smoothness_weight, 0)
         require_number("--occupancy-resolution", self.occupancy_resolution, 4, 512)
         require_number("--occupancy-interval", self.occupancy_interval, 1)
+
+    @property
+    def total_steps(self) -> int:
+        """The planned steps and those after them."""
+        return self.steps + self.extra_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,11 +357,13 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     _require(isinstance(value, Mapping), where, value, "give an object with its fields")
     hints = _hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
+    later = {f.name for f in dataclasses.fields(kind) if f.metadata == _ADDED_LATER}
     for name in value:
         _require(name in names, where, name, "no such field; was it written by another version?")
     for name in names:
-        _require(name in value, where, name, "field missing; was it written by another version?")
-    return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in names})
+        known = name in value or name in later
+        _require(known, where, name, "field missing; was it written by another version?")
+    return kind(**{n: _build(hints[n], value[n], f"{where}.{n}") for n in names if n in value})
 
 
 def canonical_json(value: Any) -> str:
@@ -368,6 +381,9 @@ def run_key(config: GenerateConfig, weights_sha256: str) -> str:
     """
     options = to_dict(config)
     del options["out"], options["checkpoint_seconds"], options["teacher"]
+    if config.optimize.extra_steps == 0:
+        # So that the key is the one from before there was such an option.
+        del options["optimize"]["extra_steps"]
     document = {
         "algorithm": ALGORITHM_VERSION,
         "config": options,

@@ -51,9 +51,9 @@ class Step(_Event):
     """One step of the optimisation is done.
 
     `timestep` is the mean diffusion time of the step in [0, 1], `opacity` the mean rendered
-    opacity in [0, 1], `agreement` how well the teacher's prediction agrees with the render (None
-    where it was not computed), `samples` the number of field samples, `resolution` the side of
-    the rendered views in pixels.
+    opacity in [0, 1], `agreement` the mean of |x - D(x_t)|² at fixed times, noise and cameras,
+    less being better (None where it was not computed), `samples` the number of field samples,
+    `resolution` the side of the rendered views in pixels.
     """
 
     step: int
@@ -97,6 +97,25 @@ class Result(_Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillStep(_Event):
+    """Some steps of a distillation are done: the last loss of each player, over all stages."""
+
+    stage: str
+    step: int
+    steps: int
+    losses: dict[str, float]
+    eta_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distilled(_Event):
+    """A student is written to `folder`; `figures` are its distances to data and teacher."""
+
+    folder: Path
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure(_Event):
     """The command ends without a result."""
 
@@ -104,7 +123,51 @@ class Failure(_Event):
     exit_code: int
 
 
-Event = Stage | Step | Warning | Health | Preview | Result | Failure
+@dataclass(frozen=True, kw_only=True)
+class Item(_Event):
+    """One prompt of a batch came to its end ("ok", "skipped", "failed", "timeout", "oom").
+
+    `line` is its line in the list of prompts, `folder` its run's folder if there is one, `done`
+    of `total` items are finished with it.
+    """
+
+    line: int
+    prompt: str
+    outcome: str
+    folder: Path | None
+    seconds: float | None
+    reason: str | None
+    done: int
+    total: int
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(_Event):
+    """A batch is finished: how many items came to which end, and the page that shows them."""
+
+    ok: int
+    skipped: int
+    failed: int
+    unfinished: int
+    bad_lines: int
+    seconds: float
+    index: Path
+
+
+Event = (
+    Stage
+    | Step
+    | Warning
+    | Health
+    | Preview
+    | Result
+    | Failure
+    | Item
+    | Summary
+    | DistillStep
+    | Distilled
+)
 Listener = Callable[[Event], None]
 
 

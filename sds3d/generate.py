@@ -117,6 +117,7 @@ def generate(
     *,
     on_event: Listener = ignore_event,
     should_stop: ShouldStop = never_stop,
+    should_finish: ShouldStop = never_stop,
     overwrite: bool = False,
     parts: Parts | None = None,
 ) -> Generated:
@@ -124,7 +125,9 @@ def generate(
 
     A folder that is already done is returned as it is, one with a checkpoint is continued;
     `overwrite` starts it anew. `should_stop` is asked after every step: when it says yes, a
-    checkpoint is kept and Interrupted raised. Raises the errors of `sds3d.errors`.
+    checkpoint is kept and Interrupted raised. `should_finish` is asked as often: when it says yes,
+    no more steps are made and the field is exported as it is; the result's "steps" then tell, and
+    the same call without it goes on to the last step. Raises the errors of `sds3d.errors`.
     """
     make_writable_folder(config.out)
     parts = parts or standard_parts(config.teacher)
@@ -139,7 +142,7 @@ def generate(
         if result is not None and _is_done(run, result):
             return _finished(run, result)
         run.start(overwrite=overwrite)
-        return _complete(run, config, teacher, parts, seconds, should_stop, result)
+        return _complete(run, config, teacher, parts, seconds, should_stop, result, should_finish)
 
 
 def resume(
@@ -161,7 +164,7 @@ def resume(
     config = _on_device(run, device)
     with run.locked(), _interruptible(run):
         result = run.result()
-        if result is not None and not run.verify():
+        if result is not None and made_every_step(result, run.config) and not run.verify():
             return _finished(run, result)
         started = time.perf_counter()
         run.emit(Stage("teacher"))
@@ -201,6 +204,8 @@ def export_run(
         parts = parts or standard_parts(run.config.teacher)
         config = dataclasses.replace(_on_device(run, device), mesh=mesh)
         teacher = _load_same_teacher(parts, run, config)
+        if not made_every_step(before, run.config):
+            parts = dataclasses.replace(parts, optimize=_without_steps(parts.optimize))
         return _complete(run, config, teacher, parts, {}, should_stop, before)
 
 
@@ -233,8 +238,26 @@ def _load_same_teacher(parts: Parts, run: RunFolder, config: GenerateConfig) -> 
     return teacher
 
 
+def made_every_step(result: dict[str, Any], config: GenerateConfig) -> bool:
+    """Whether the run of this result.json went to its last step, not only to where it was ended."""
+    steps = result.get("steps")
+    return isinstance(steps, int) and steps >= config.optimize.total_steps
+
+
 def _is_done(run: RunFolder, result: dict[str, Any]) -> bool:
-    return result["config"].get("mesh") == to_dict(run.config.mesh) and not run.verify()
+    same_mesh = result["config"].get("mesh") == to_dict(run.config.mesh)
+    return same_mesh and made_every_step(result, run.config) and not run.verify()
+
+
+def _without_steps(optimize: Optimize) -> Optimize:
+    """The loop for a checkpoint at which a run was ended: it loads the field and makes no step."""
+
+    def load_only(config: GenerateConfig, teacher: Any, **how: Any) -> Optimized:
+        # Every checkpoint is past the first step.
+        options = dataclasses.replace(config.optimize, steps=1, extra_steps=0)
+        return optimize(dataclasses.replace(config, optimize=options), teacher, **how)
+
+    return load_only
 
 
 def _complete(
@@ -245,6 +268,7 @@ def _complete(
     seconds: dict[str, float],
     should_stop: ShouldStop,
     before: dict[str, Any] | None,
+    should_finish: ShouldStop = never_stop,
 ) -> Generated:
     """Optimise from the checkpoint on, if there is one, then mesh, export and result.json.
 
@@ -270,10 +294,12 @@ def _complete(
         teacher,
         checkpoint=run.checkpoint,
         on_event=emit_and_count,
-        should_stop=should_stop,
+        should_stop=lambda: should_stop() or should_finish(),
     )
     if optimized.stopped:
-        raise Interrupted(run.path)
+        _stop_if_asked(run, should_stop)
+        if not should_finish():
+            raise Interrupted(run.path)
     report = _report(run, config, optimized)
     seconds = {**seconds, "optimize": time.perf_counter() - started}
     if before is not None and steps_done == 0:

@@ -96,10 +96,12 @@ def optimize(
     checkpoint: CheckpointFile | None,
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
+    observe: Callable[[Optimization], None] | None = None,
 ) -> Optimized:
     """Optimise a field for `config.prompt`, going on from `checkpoint` where it holds a state.
 
     `should_stop` is asked after every step; when it says yes the state is saved and `stopped` set.
+    `observe` is shown the state after every step, to look at and not to change.
     A step whose result is not finite is undone, and the learning rate halved; after three of these
     Diverged is raised. Raises the errors of `sds3d.errors`.
     """
@@ -110,7 +112,7 @@ def optimize(
     snapshot = loop.tensors(), loop.meta()
     clock, began, saved = StepClock(), loop.step, time.monotonic()
     started, stopped = time.monotonic(), False
-    while loop.step < options.steps and not stopped:
+    while loop.step < options.total_steps and not stopped:
         if loop.step % SNAPSHOT_INTERVAL == 0:
             snapshot = loop.tensors(), loop.meta()
         step_started = time.perf_counter()
@@ -133,24 +135,26 @@ def optimize(
         on_event(
             Step(
                 step=loop.step,
-                steps=options.steps,
+                steps=options.total_steps,
                 timestep=report.timestep,
                 opacity=report.opacity,
                 step_seconds=time.perf_counter() - step_started,
-                eta_seconds=elapsed / (loop.step - began) * (options.steps - loop.step)
+                eta_seconds=elapsed / (loop.step - began) * (options.total_steps - loop.step)
                 if loop.step > began
                 else 0.0,
                 samples=report.samples,
                 resolution=report.resolution,
             )
         )
-        if loop.step % HEALTH_INTERVAL == 0 or loop.step == options.steps:
+        if loop.step % HEALTH_INTERVAL == 0 or loop.step == options.total_steps:
             if report.complaint is not None and report.complaint != loop.complaint:
                 on_event(Health(report.complaint))
             loop.complaint = report.complaint
-        stopped = should_stop() and loop.step < options.steps
+        if observe is not None:
+            observe(loop)
+        stopped = should_stop() and loop.step < options.total_steps
         due = time.monotonic() - saved > config.checkpoint_seconds
-        if checkpoint is not None and (due or stopped or loop.step == options.steps):
+        if checkpoint is not None and (due or stopped or loop.step == options.total_steps):
             checkpoint.save(loop.tensors(), loop.meta())
             saved = time.monotonic()
     return Optimized(
@@ -182,6 +186,7 @@ class Optimization:
     def __init__(self, config: GenerateConfig, teacher: Teacher) -> None:
         self.options = config.optimize
         self.seed = config.seed
+        self.teacher = teacher
         self.teacher_size = teacher.image_size
         self.device = torch.device(config.device)
         self.distillation = SDS(ClassifierFreeGuidance(teacher, self.options.guidance_scale))
@@ -207,7 +212,7 @@ class Optimization:
     def advance(self, clock: StepClock) -> StepReport:
         """One step: look, ask, move."""
         options = self.options
-        progress = self.step / options.steps
+        progress = min(self.step / options.steps, 1.0)
         generator = torch.Generator().manual_seed(step_seed(self.seed, self.step))
         self._set_rates(progress)
         clock.lap("rest")

@@ -10,7 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from .events import Event, Health, Listener, Preview, Result, Stage, Step, Warning
+from .events import (
+    Distilled,
+    DistillStep,
+    Event,
+    Health,
+    Item,
+    Listener,
+    Preview,
+    Result,
+    Stage,
+    Step,
+    Summary,
+    Warning,
+)
 
 PLAIN_LINES = 10
 """Lines of progress for one optimisation where there is no terminal."""
@@ -65,7 +78,40 @@ def _message(event: Event) -> str | None:
         return f"preview: {event.path}"
     if isinstance(event, Result):
         return _result_line(event)
+    if isinstance(event, Distilled):
+        return "  ".join(f"{name} {value:.4g}" for name, value in event.figures.items())
+    if isinstance(event, Item):
+        return _item_line(event)
+    if isinstance(event, Summary):
+        return _summary_line(event)
     return None
+
+
+def _distill_line(event: DistillStep) -> str:
+    losses = "  ".join(f"{name} {value:.4g}" for name, value in event.losses.items())
+    return (
+        f"  {event.stage}: step {event.step}/{event.steps}  {losses}  "
+        f"ETA {eta_text(event.eta_seconds)}"
+    )
+
+
+def _item_line(event: Item) -> str:
+    parts = [f"[{event.done}/{event.total}] {event.outcome}: {event.prompt}"]
+    if event.seconds is not None:
+        parts.append(eta_text(event.seconds))
+    if event.eta_seconds is not None and event.done < event.total:
+        parts.append(f"ETA {eta_text(event.eta_seconds)}")
+    if event.reason is not None:
+        parts.append(event.reason)
+    return "  ".join(parts)
+
+
+def _summary_line(event: Summary) -> str:
+    named = ("ok", "skipped", "failed", "unfinished")
+    counts = [f"{getattr(event, name)} {name}" for name in named if getattr(event, name)]
+    if event.bad_lines:
+        counts.append(f"{event.bad_lines} bad lines left out")
+    return f"{', '.join(counts) or 'nothing to do'} in {eta_text(event.seconds)}"
 
 
 class _Lines:
@@ -84,6 +130,11 @@ class _Lines:
                 text = f"  step {event.step}/{event.steps}  {step_text(event)}"
                 text += f"  ETA {eta_text(event.eta_seconds)}"
                 self._console.print(text, markup=False, soft_wrap=True)
+        elif isinstance(event, DistillStep):
+            part = event.step * PLAIN_LINES // event.steps
+            if part > self._last:
+                self._last = part
+                self._console.print(_distill_line(event), markup=False, soft_wrap=True)
         else:
             text = _message(event)
             if text is not None:
@@ -112,8 +163,14 @@ class _Bar:
                 self.progress.update(
                     self._task, total=event.steps, completed=event.step, detail=detail
                 )
+        elif isinstance(event, DistillStep):
+            if self._task is None:
+                self._task = self.progress.add_task("distill", total=event.steps, detail="")
+            self.progress.update(
+                self._task, completed=event.step, detail=escape(_distill_line(event).strip())
+            )
         else:
-            if isinstance(event, Result):
+            if isinstance(event, (Result, Distilled)):
                 self._finish()
             text = _message(event)
             if text is not None:

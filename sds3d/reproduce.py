@@ -12,7 +12,7 @@ import tyro
 
 from .config import ALGORITHM_VERSION, GenerateConfig, from_dict
 from .errors import ConfigError, PromptError, RunError
-from .events import Listener, Warning, ignore_event
+from .events import Event, Listener, Step, Warning, ignore_event
 from .generate import Generated, Parts, ShouldStop, generate, never_stop
 
 
@@ -44,11 +44,22 @@ def reproduce(
     if recorded.get("algorithm") != ALGORITHM_VERSION:
         text = f"recorded by algorithm {recorded.get('algorithm')}, this is {ALGORITHM_VERSION}"
         on_event(Warning(text))
+    steps_done = 0
+
+    def count_and_tell(event: Event) -> None:
+        nonlocal steps_done
+        if isinstance(event, Step):
+            steps_done = event.step
+        on_event(event)
+
+    steps = recorded.get("steps")
+    ended_at = steps if isinstance(steps, int) else options.optimize.total_steps
     generated = generate(
         dataclasses.replace(options, out=config.out),
         overwrite=True,
-        on_event=on_event,
+        on_event=count_and_tell,
         should_stop=should_stop,
+        should_finish=lambda: steps_done >= ended_at,
         parts=parts,
     )
     for text in differences(recorded, generated.result):

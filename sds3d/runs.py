@@ -108,7 +108,7 @@ class RunFolder:
         except OSError as error:
             raise output_error(error, self.path) from error
         try:
-            if not _try_lock(descriptor):
+            if not try_lock(descriptor):
                 raise RunLocked(
                     f"another process is working in {self.path}: wait for it or stop it"
                 )
@@ -233,7 +233,7 @@ def _one_line(error: Exception) -> str:
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(descriptor: int) -> bool:
+    def try_lock(descriptor: int) -> bool:
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -243,7 +243,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(descriptor: int) -> bool:
+    def try_lock(descriptor: int) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

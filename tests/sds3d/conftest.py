@@ -11,13 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
+from core.denoiser import Conditioning
+from core.prediction import Prediction
+from core.schedule import FlowSchedule
 from core.teachers.errors import UnknownSubjectError
-from sds3d.config import GenerateConfig
+from sds3d.config import FieldOptions, GenerateConfig, OptimizeConfig
 from sds3d.events import Event, Listener, Stage, Step
 from sds3d.generate import Parts
 from sds3d.runs import CheckpointFile
@@ -40,6 +44,36 @@ class FakeTeacher:
         if "mushroom" not in prompt:
             raise UnknownSubjectError(f"nothing known in {prompt[:60]!r}; nearest: mushroom")
         return FakeReading(warning="never seen 'purplish'" if "purplish" in prompt else None)
+
+
+TINY_OPTIONS = OptimizeConfig(
+    steps=4,
+    guidance_scale=1.0,
+    resolutions=(8,),
+    resolution_milestones=(),
+    step_size=0.2,
+    occupancy_resolution=8,
+    field=FieldOptions(
+        n_levels=2, log2_table_size=8, base_resolution=4, finest_resolution=8, hidden_dim=8
+    ),
+)
+"""A run of the real loop in a fraction of a second."""
+
+
+@dataclass
+class GreyTeacher(FakeTeacher):
+    """For the real loop: whatever it is shown, it would rather see an even grey."""
+
+    grey: ClassVar[float] = 0.3
+    image_size: int = 8
+    schedule: FlowSchedule = field(default_factory=FlowSchedule)
+
+    def encode(self, prompts: list[str] | str, negative_prompt: str = "") -> Conditioning:
+        text = torch.zeros(1, 1, 1)
+        return Conditioning(text=text, uncond=Conditioning(text=text))
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        return Prediction.from_x0(torch.full_like(x_t, self.grey), x_t, t, self.schedule)
 
 
 @dataclass
@@ -65,7 +99,7 @@ class FakeLoop:
             tensors, meta = state
             position, step = tensors["position"], meta["step"]
             generator.set_state(tensors["generator"])
-        steps, stopped = config.optimize.steps, False
+        steps, stopped = config.optimize.total_steps, False
         while step < steps and not stopped:
             position = position + torch.randn(64, generator=generator)
             step += 1
@@ -131,6 +165,8 @@ def fakes() -> SimpleNamespace:
     """The names above."""
     return SimpleNamespace(
         Teacher=FakeTeacher,
+        GreyTeacher=GreyTeacher,
+        tiny_options=TINY_OPTIONS,
         Loop=FakeLoop,
         make_parts=make_parts,
         write_files=fake_write_files,

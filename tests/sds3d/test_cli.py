@@ -145,6 +145,7 @@ words = [
     (["export", "--help"], 0),
     (["preview", "--help"], 0),
     (["reproduce", "--help"], 0),
+    (["batch", "--help"], 0),
     (["generate", ""], 2),
     (["generate", "a red mushroom", "--steps", "0"], 2),
     (["generate", "a red mushroom", "--preset", "slow"], 2),
@@ -153,6 +154,8 @@ words = [
     (["export", "missing"], 2),
     (["preview", "a red mushroom", "--sample-steps", "0"], 2),
     (["reproduce", "missing"], 2),
+    (["batch", "missing.txt"], 2),
+    (["batch", "missing.txt", "--shard", "0/2"], 2),
 ]
 for given, expected in words:
     try:

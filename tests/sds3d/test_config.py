@@ -1,6 +1,7 @@
 """Options: exact through JSON, named by a key, and refused with the field and the remedy."""
 
 import dataclasses
+import hashlib
 import json
 import random
 import unicodedata
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from sds3d.config import (
+    ALGORITHM_VERSION,
     MAX_PROMPT_CHARACTERS,
     FieldOptions,
     GenerateConfig,
@@ -88,6 +90,23 @@ def test_the_key_depends_on_everything_that_determines_the_result_and_on_nothing
     unchanged: dict[str, Any] = {"out": Path("x"), "checkpoint_seconds": 1.0, "teacher": "a/folder"}
     for name, value in unchanged.items():
         assert run_key(dataclasses.replace(config, **{name: value}), WEIGHTS) == key, name
+
+
+def test_what_earlier_versions_wrote_is_read_and_keeps_its_key() -> None:
+    config = generate_config("fast", prompt="a red mushroom")
+    document = to_dict(config)
+    del document["optimize"]["extra_steps"]
+    assert from_dict(document) == config
+    # Without them the key is made of the same document as before there were any.
+    options = {
+        k: v for k, v in document.items() if k not in ("out", "checkpoint_seconds", "teacher")
+    }
+    before = {"algorithm": ALGORITHM_VERSION, "config": options, "weights_sha256": WEIGHTS}
+    digest = hashlib.sha256(canonical_json(before).encode()).hexdigest()
+    assert run_key(config, WEIGHTS) == digest[:12]
+    longer = dataclasses.replace(config.optimize, extra_steps=5)
+    assert longer.total_steps == config.optimize.steps + 5
+    assert run_key(dataclasses.replace(config, optimize=longer), WEIGHTS) != digest[:12]
 
 
 def test_the_key_is_the_same_in_every_version_of_the_program() -> None:

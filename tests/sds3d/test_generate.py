@@ -165,6 +165,57 @@ def test_a_second_ctrl_c_at_any_time_is_an_interruption_too(
     resume(stopped.value.folder, parts=fakes.make_parts())
 
 
+@pytest.mark.parametrize("finish_at", [1, 4])
+def test_an_early_finish_exports_what_there_is_and_the_same_call_goes_on(
+    config: GenerateConfig,
+    fakes: SimpleNamespace,
+    heard: list[Event],
+    finish_at: int,
+    tmp_path: Path,
+) -> None:
+    whole = generate(dataclasses.replace(config, out=tmp_path / "x"), parts=fakes.make_parts())
+    early = generate(
+        config,
+        on_event=heard.append,
+        should_finish=_stop_after(finish_at, heard),
+        parts=fakes.make_parts(),
+    )
+    assert early.result["steps"] == finish_at
+    assert from_dict(early.result["config"]) == config
+    assert RunFolder.open(early.folder).verify() == []
+    assert _hashes(early) != _hashes(whole)
+    # What is recorded is made again, and ends at the same step.
+    warnings: list[Event] = []
+    again = reproduce(
+        ReproduceConfig(result=early.folder / "result.json", out=tmp_path / "again"),
+        on_event=warnings.append,
+        parts=fakes.make_parts(),
+    )
+    assert again.result["steps"] == finish_at
+    assert _hashes(again) == _hashes(early)
+    assert not [event for event in warnings if isinstance(event, Warning)]
+    for go_on in (lambda parts: resume(early.folder, parts=parts), generate):
+        loop = fakes.Loop()
+        parts = fakes.make_parts(loop=loop)
+        done = go_on(parts) if go_on is not generate else generate(config, parts=parts)
+        assert _hashes(done) == _hashes(whole)
+        assert loop.steps_done == (0 if go_on is generate else STEPS - finish_at)
+
+
+def test_a_stop_wins_over_an_early_finish(
+    config: GenerateConfig, fakes: SimpleNamespace, heard: list[Event]
+) -> None:
+    ask = _stop_after(3, heard)
+    with pytest.raises(Interrupted):
+        generate(
+            config,
+            on_event=heard.append,
+            should_stop=ask,
+            should_finish=ask,
+            parts=fakes.make_parts(),
+        )
+
+
 def test_a_crash_in_the_export_leaves_a_run_that_resumes(
     config: GenerateConfig, fakes: SimpleNamespace
 ) -> None:

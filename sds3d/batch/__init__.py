@@ -1,0 +1,1 @@
+"""Many prompts at once, on top of the jobs: a list is read, its items are queued and reported."""

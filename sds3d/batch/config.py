@@ -1,0 +1,71 @@
+"""The options of a batch. Importing this module imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sds3d.config import DeviceName, PresetName, TeacherName, clean_prompt, require_number
+from sds3d.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Make the mesh of every prompt in a list; what is already made is skipped.
+
+    A .txt file has one prompt on each line, blank lines and those that begin with # left out. A
+    .jsonl file has one object on each line: "prompt", and where they differ from the options
+    below "seed", "preset", "steps", "teacher", "negative_prompt". The last line printed is the
+    page that shows the results.
+    """
+
+    prompts: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPTS")]
+    """The list: a .txt or .jsonl file, or - for standard input."""
+    out: Path = Path("outputs")
+    """Folder in which the runs' own folders are made."""
+    workers: int = 1
+    """Processes that work side by side; the processors are divided among them."""
+    shard: str = "1/1"
+    """i/n: every n-th item, beginning with the i-th; n such commands make the whole list."""
+    retries: int = 1
+    """How often an item is tried again whose process died."""
+    timeout: float | None = None
+    """Most seconds for one item."""
+    skip_bad: bool = False
+    """Leave out lines that cannot be used, instead of stopping before anything starts."""
+    preset: PresetName = "balanced"
+    """Named set of options."""
+    steps: int | None = None
+    """Steps of the optimisation, where not those of the preset."""
+    seed: int = 0
+    """Seed of all randomness."""
+    negative_prompt: str = ""
+    """What the objects should not be."""
+    teacher: TeacherName = "toybox"
+    """The diffusion model that judges the renders: toybox, or the folder of one like it."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+
+    def __post_init__(self) -> None:
+        require_number("--workers", self.workers, 1, 256)
+        require_number("--retries", self.retries, 0, 100)
+        if self.timeout is not None:
+            require_number("--timeout", self.timeout, 0, open_low=True)
+        if self.steps is not None:
+            require_number("--steps", self.steps, 1, 1_000_000)
+        require_number("--seed", self.seed, 0, 2**63 - 1)
+        clean_prompt(self.negative_prompt, "negative prompt")
+        self.shard_of()
+
+    def shard_of(self) -> tuple[int, int]:
+        """The shard as (i, n), i from 1 to n."""
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard, re.ASCII)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(
+                f"--shard is {self.shard[:40]!r}: give i/n with i from 1 to n, such as 2/8"
+            )
+        return int(match[1]), int(match[2])

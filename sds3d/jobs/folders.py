@@ -1,0 +1,80 @@
+"""The run folders of jobs: carried over to a continuation, and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from pathlib import Path
+
+from sds3d.config import GenerateConfig, folder_name, run_key
+from sds3d.errors import RunError
+from sds3d.events import Listener, ignore_event
+from sds3d.generate import made_every_step
+from sds3d.runs import RunFolder
+
+
+def carry_over(
+    before: Path,
+    config: GenerateConfig,
+    weights_sha256: str,
+    on_event: Listener = ignore_event,
+) -> bool:
+    """Begin the run of `config` at the checkpoint of the run in `before`; whether that was done.
+
+    It is where the two differ in nothing but the steps after the planned ones: then the one leads
+    through the other's states, and the result is that of a run without a break.
+    """
+    if before.name == folder_name(config, weights_sha256):
+        return False
+    try:
+        source = RunFolder.open(before, on_event)
+    except RunError:
+        return False
+    extra = config.optimize.extra_steps
+    as_asked = dataclasses.replace(
+        source.config, optimize=dataclasses.replace(source.config.optimize, extra_steps=extra)
+    )
+    if run_key(as_asked, source.weights_sha256) != run_key(config, weights_sha256):
+        return False
+    target = RunFolder.create(config, weights_sha256, on_event)
+    with target.locked():
+        if target.checkpoint.exists():
+            return False
+        with source.locked():
+            state = source.checkpoint.load()
+        if state is None or state[1].get("step", 0) > config.optimize.total_steps:
+            return False
+        target.start()
+        target.checkpoint.save(*state)
+    return True
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run in this folder went to its last step and every file of it is whole."""
+    try:
+        run = RunFolder.open(path)
+    except RunError:
+        return False
+    result = run.result()
+    return result is not None and made_every_step(result, run.config) and not run.verify()
+
+
+def discard(path: Path, *, keep_finished: bool) -> bool:
+    """Remove a run's folder, unless another process is at it; whether it was removed.
+
+    With `keep_finished`, one that is done is kept too.
+    """
+    if not (path / "config.json").is_file() and not (path / ".lock").is_file():
+        return False
+    if keep_finished and is_finished(path):
+        return False
+    try:
+        run = RunFolder.open(path)
+    except RunError:
+        # Not begun, or damaged: no worker can be at it either.
+        shutil.rmtree(path, ignore_errors=True)
+        return not path.exists()
+    with contextlib.suppress(RunError), run.locked():
+        shutil.rmtree(path, ignore_errors=True)
+    return not path.exists()

@@ -1,0 +1,252 @@
+"""One job from its claim to its end, in the worker's process."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sds3d.config import DeviceName, GenerateConfig, TeacherName, folder_name
+from sds3d.device import resolve_device
+from sds3d.errors import ConfigError, EmptyField, Interrupted, PromptError, RunLocked, Sds3dError
+from sds3d.events import Event, Listener, Preview, Stage, Step
+from sds3d.generate import Generated, Parts, Teacher, generate, made_every_step, standard_parts
+from sds3d.jobs.errors import StoreError
+from sds3d.jobs.folders import carry_over, discard
+from sds3d.jobs.job import Job
+from sds3d.jobs.journal import Journal
+from sds3d.jobs.ladder import is_out_of_memory, next_rung
+from sds3d.jobs.limits import LimitsConfig, check_disk
+from sds3d.jobs.previews import Previewer, Ration
+from sds3d.jobs.states import Request, State
+from sds3d.jobs.store import Store
+from sds3d.jobs.watch import Watch
+
+LOCKED_WAIT_SECONDS = 2.0
+
+
+class Bench:
+    """The parts that do the work, with the teacher that was loaded last kept for the next job.
+
+    `previews` is False where `make_parts` gives a loop that shows its state to no observer.
+    """
+
+    def __init__(
+        self,
+        make_parts: Callable[[TeacherName], Parts] = standard_parts,
+        *,
+        previews: bool = True,
+        limits: LimitsConfig | None = None,
+    ) -> None:
+        self._make_parts = make_parts
+        self.previews = previews
+        self.limits = limits or LimitsConfig()
+        self._loaded: tuple[TeacherName, DeviceName, Teacher] | None = None
+
+    def parts(
+        self, name: TeacherName, device: DeviceName, on_event: Listener
+    ) -> tuple[Parts, Teacher]:
+        """The parts for this teacher, and the teacher, loaded unless it was the last one."""
+        parts = self._make_parts(name)
+        if self._loaded is None or self._loaded[:2] != (name, device):
+            # Before the new one comes, so that they are never both in memory.
+            self._loaded = None
+            on_event(Stage("teacher"))
+            self._loaded = (name, device, parts.load_teacher(name, device))
+        teacher = self._loaded[2]
+        return dataclasses.replace(parts, load_teacher=lambda _name, _device: teacher), teacher
+
+
+class Running:
+    """A claimed job and what it needs to be worked on: `run()` brings it to another state."""
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        store: Store,
+        out: Path,
+        worker: str,
+        bench: Bench,
+        must_end: Callable[[], bool],
+    ) -> None:
+        self.job = job
+        self._store = store
+        self._out = out
+        self._worker = worker
+        self._bench = bench
+        self._watch = Watch(store, job, worker, must_end)
+        self._journal: Journal | None = None
+        self._early: list[Event] = []
+        self._folder: Path | None = None if job.folder is None else out / job.folder
+        self._agreement: float | None = None
+        self._computed = False
+
+    def run(self) -> None:
+        """Work on the job and say in the store how it ended. Raises StoreError alone."""
+        exhausted = False
+        try:
+            generated = self._generate()
+        except StoreError:
+            raise
+        except Interrupted:
+            self._interrupted()
+        except RunLocked as error:
+            self._store.release(
+                self.job.id, self._worker, wait_seconds=LOCKED_WAIT_SECONDS, reason=str(error)
+            )
+        except EmptyField as error:
+            stopped = self._watch.request is Request.STOP
+            self._end(State.STOPPED if stopped else State.FAILED, error)
+        except Sds3dError as error:
+            self._end(State.FAILED, error)
+        except Exception as error:
+            if is_out_of_memory(error):
+                exhausted = True
+            else:
+                traceback.print_exception(error, file=sys.stderr)
+                self._count_failure(error)
+        else:
+            self._made(generated)
+        if exhausted:
+            # Here, because the exception's own frames no longer hold what filled the memory.
+            self._go_down_a_rung()
+
+    def _generate(self) -> Generated:
+        config = self._config()
+        check_disk(self._out, self._bench.limits)
+        parts, teacher = self._bench.parts(config.teacher, config.device, self._hear)
+        name = folder_name(config, teacher.weights_sha256)
+        if self._watch.must_stop():
+            raise Interrupted(self._out / name)
+        if self._folder is not None and self._folder.name != name:
+            carry_over(self._folder, config, teacher.weights_sha256, self._hear)
+        self._folder = self._out / name
+        if self._store.report(self.job.id, self._worker, folder=name) is None:
+            self._watch.lost = True
+        if self._bench.previews:
+            optimize: Any = functools.partial(parts.optimize, observe=self._previewer())
+            parts = dataclasses.replace(parts, optimize=optimize)
+        return generate(
+            config,
+            on_event=self._hear,
+            should_stop=self._watch.must_stop,
+            should_finish=self._watch.must_finish,
+            parts=parts,
+        )
+
+    def _config(self) -> GenerateConfig:
+        """The job's options, for this place and this machine."""
+        try:
+            config = self.job.options
+        except (ConfigError, PromptError) as error:
+            raise ConfigError(f"{error}; submit the prompt again") from error
+        return dataclasses.replace(config, out=self._out, device=resolve_device(config.device))
+
+    def _previewer(self) -> Previewer:
+        assert self._folder is not None
+
+        def taken(path: Path, agreement: float) -> None:
+            self._agreement = agreement
+            self._hear(Preview(path))
+
+        return Previewer(self._folder, taken, Ration())
+
+    def _hear(self, event: Event) -> None:
+        """Log an event; those from before there is a folder are kept until there is one."""
+        if isinstance(event, Stage) and event.name == "optimize":
+            self._computed = True
+        if isinstance(event, Step) and self._agreement is not None:
+            event = dataclasses.replace(event, agreement=self._agreement)
+            self._agreement = None
+        if self._journal is None and self._folder is not None and self._folder.is_dir():
+            self._journal = Journal(self._folder)
+            self._journal.begin()
+            for earlier in self._early:
+                self._journal.write(earlier)
+        if self._journal is None:
+            self._early.append(event)
+        else:
+            self._journal.write(event)
+        self._watch.hear(event)
+
+    def _made(self, generated: Generated) -> None:
+        result = generated.result
+        done = made_every_step(result, self._config())
+        self._store.finish(
+            self.job.id,
+            self._worker,
+            State.DONE if done else State.STOPPED,
+            step=result["steps"],
+            reused=not self._computed,
+            error=None,
+            reason=None,
+        )
+
+    def _interrupted(self) -> None:
+        if self._watch.lost:
+            return
+        if self._watch.request is Request.CANCEL:
+            self.cancel()
+        elif self._watch.timed_out:
+            self._store.finish(
+                self.job.id,
+                self._worker,
+                State.FAILED,
+                error="Timeout",
+                reason=f"it took longer than {self.job.timeout_seconds:g} s: allow more time, "
+                "or take fewer steps; it goes on from its checkpoint",
+            )
+        else:
+            self._store.release(self.job.id, self._worker)
+
+    def cancel(self) -> None:
+        """Cancel the job and remove its folder, unless that is another's or was there before."""
+        row = self._store.cancel(self.job.id, self._worker)
+        if row is None or self._folder is None:
+            return
+        mine = dataclasses.replace(self.job, folder=self._folder.name)
+        kept = row.state is not State.CANCELLED and row.folder == self._folder.name
+        if not kept and self._store.others_with_folder(mine) == 0:
+            discard(self._folder, keep_finished=True)
+
+    def _end(self, state: State, error: Sds3dError) -> None:
+        self._store.finish(
+            self.job.id, self._worker, state, error=type(error).__name__, reason=str(error)
+        )
+
+    def _count_failure(self, error: Exception) -> None:
+        self._store.count_failure(
+            self.job.id,
+            self._worker,
+            error=type(error).__name__,
+            reason=f"a defect of the program ({type(error).__name__}: {error}); please report it",
+        )
+
+    def _go_down_a_rung(self) -> None:
+        import gc
+
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        lower = next_rung(self.job.options)
+        if lower is None:
+            self._store.finish(
+                self.job.id,
+                self._worker,
+                State.FAILED,
+                error="OutOfMemory",
+                reason="memory does not suffice even for the smallest form of this run: "
+                "use --preset fast or close other programs",
+            )
+            return
+        config, text = lower
+        degraded = f"{self.job.degraded}; {text}" if self.job.degraded else text
+        if self._store.degrade(self.job.id, self._worker, config, degraded) is not None:
+            self._store.release(self.job.id, self._worker, reason=f"out of memory: {degraded}")

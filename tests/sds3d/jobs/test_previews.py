@@ -1,0 +1,136 @@
+"""Pictures of the growing object: affordable, whole, and without a trace in the run itself."""
+
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sds3d.config import GenerateConfig
+from sds3d.jobs import running
+from sds3d.jobs.limits import LimitsConfig
+from sds3d.jobs.previews import PICTURE, SIDES, VIEWS, Ration
+from sds3d.jobs.running import Bench
+from sds3d.jobs.service import JobService
+from sds3d.jobs.states import State
+from sds3d.jobs.worker import Worker
+from sds3d.optimize import Optimization, optimize
+
+
+def _service(fakes: SimpleNamespace, out: Path, fields: list[Any], *, previews: bool) -> JobService:
+    """A service whose one job was worked on by the real loop; `fields` gets the field's state."""
+
+    def write_files(optimized: Any, *_: Any) -> Any:
+        fields.append(optimized.field.state_dict())
+        return {"mesh": {}, "iso_iou": 1.0, "seconds": {}}
+
+    parts = fakes.make_parts(loop=optimize, teacher=fakes.GreyTeacher(), write_files=write_files)
+    limits = LimitsConfig(min_free_bytes=0)
+    service = JobService(out, limits=limits)
+    config = GenerateConfig(prompt="a mushroom", device="cpu", optimize=fakes.tiny_options)
+    job = service.submit(config)
+    bench = Bench(lambda _: parts, previews=previews, limits=limits)
+    Worker(service.store, out, name="w", bench=bench).run_next()
+    assert service.get(job.id).state is State.DONE, service.get(job.id).reason
+    return service
+
+
+def test_a_run_with_previews_ends_with_the_bits_of_one_without(
+    fakes: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At every step, whatever it costs.
+    monkeypatch.setattr(running, "Ration", lambda: Ration(seconds=1e-6, share=1e9))
+    fields: list[Any] = []
+    with (
+        _service(fakes, tmp_path / "with", fields, previews=True) as seen,
+        _service(fakes, tmp_path / "without", fields, previews=False) as unseen,
+    ):
+        (job,), (other,) = seen.jobs(), unseen.jobs()
+        assert unseen.picture(other) is None
+        picture = seen.picture(job)
+        assert picture is not None
+        events = seen.follow(job).events
+        # From four sides, side by side, and something to be seen in it.
+        pixels = np.asarray(Image.open(io.BytesIO(picture.read_bytes())))
+        assert pixels.shape == (SIDES[0], VIEWS * SIDES[0], 3)
+        assert all(part.std() > 5 for part in np.split(pixels, VIEWS, axis=1))
+        assert not list(picture.parent.glob(f".{PICTURE}*"))
+    assert [e["event"] for e in events].count("preview") == 4
+    agreements = [e["agreement"] for e in events if e["event"] == "step" and e["agreement"]]
+    assert len(agreements) == 3  # each goes with the step after it
+    assert all(0 < value < 4 for value in agreements)
+    first, second = fields
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_agreement_is_the_mean_square_to_what_the_teacher_would_see(
+    fakes: SimpleNamespace, tmp_path: Path
+) -> None:
+    from sds3d.jobs.previews import Previewer, _render
+
+    loop = Optimization(
+        GenerateConfig(prompt="a mushroom", device="cpu", optimize=fakes.tiny_options),
+        fakes.GreyTeacher(),
+    )
+    heard: list[float] = []
+    previewer = Previewer(
+        tmp_path, lambda _, agreement: heard.append(agreement), Ration(seconds=1e-6, share=1e9)
+    )
+    previewer(loop)
+    previewer(loop)
+    x = 2 * _render(loop, 8, 0.5) - 1
+    assert (
+        heard == [pytest.approx(float((x - fakes.GreyTeacher.grey).square().mean()), rel=1e-5)] * 2
+    )
+
+
+@pytest.mark.parametrize("cost", [0.01, 0.19, 0.5, 3.0])
+def test_pictures_take_at_most_a_tenth_of_the_time_and_come_as_often_as_that_allows(
+    cost: float,
+) -> None:
+    now = [0.0]
+    ration = Ration(now=lambda: now[0])
+    spent, taken = 0.0, []
+    while now[0] < 200:
+        if ration.is_due():
+            now[0] += cost
+            ration.count(cost)
+            spent += cost
+            taken.append(now[0])
+            if len(taken) > 1:  # what the first costs cannot be known before
+                assert spent <= 0.1 * now[0] + 1e-9
+        now[0] += 0.05
+    assert len(taken) >= 0.8 * 200 / max(2.0, 10 * cost)
+    assert all(later - earlier >= 2.0 for earlier, later in itertools.pairwise(taken))
+
+
+def test_pictures_that_are_slow_become_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sds3d.jobs import previews
+
+    sides: list[int] = []
+
+    def slow(_: Any, side: int) -> np.ndarray:
+        sides.append(side)
+        now[0] += 1.0
+        return np.zeros((side, side, 3), dtype=np.uint8)
+
+    now = [0.0]
+    monkeypatch.setattr(previews, "_pixels", slow)
+    monkeypatch.setattr(previews.Previewer, "_agreement", lambda *_: 0.5)
+    show: Callable[[Any], None] = previews.Previewer(
+        tmp_path, lambda *_: None, Ration(now=lambda: now[0])
+    )
+    for _ in range(100):
+        now[0] += 1.0
+        show(None)
+    # The first may have waited for kernels to be compiled, and says nothing.
+    assert sides[:5] == [SIDES[0], *SIDES, SIDES[-1]]

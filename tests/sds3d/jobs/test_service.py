@@ -1,0 +1,126 @@
+"""The door to the jobs: limits that hold whatever the interface, and what may be looked at."""
+
+import dataclasses
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sds3d.config import FieldOptions, GenerateConfig, MeshConfig, OptimizeConfig
+from sds3d.errors import OutputError, TeacherError
+from sds3d.jobs import limits as limits_module
+from sds3d.jobs.errors import DiskLow, JobError, LimitExceeded, QueueFull, UnknownJob
+from sds3d.jobs.limits import LimitsConfig
+from sds3d.jobs.service import JobService
+from sds3d.jobs.states import State
+
+MakeConfig = Callable[..., GenerateConfig]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"optimize": OptimizeConfig(steps=20_001)}, "--steps is 20001: .* at most 20000"),
+        ({"optimize": OptimizeConfig(steps=19_999, extra_steps=2)}, "--steps is 20001"),
+        ({"optimize": OptimizeConfig(resolutions=(32, 512))}, "--resolutions is 512"),
+        ({"optimize": OptimizeConfig(views_per_step=9)}, "--views-per-step is 9"),
+        ({"mesh": MeshConfig(max_faces=500_001)}, "--max-faces is 500001"),
+        ({"mesh": MeshConfig(texture_size=8192)}, "--texture-size is 8192"),
+        ({"mesh": MeshConfig(mesh_resolution=400)}, "--mesh-resolution is 400"),
+        (
+            {"optimize": OptimizeConfig(field=FieldOptions(n_levels=32, log2_table_size=24))},
+            "--log2-table-size",
+        ),
+        ({"teacher": "elsewhere"}, "--teacher is 'elsewhere': this place allows toybox"),
+    ],
+)
+def test_what_is_too_large_is_refused_by_name(
+    tmp_path: Path, make_config: MakeConfig, fields: dict[str, Any], named: str
+) -> None:
+    limits = LimitsConfig(min_free_bytes=0, teachers=("toybox",))
+    with JobService(tmp_path, limits=limits) as service:
+        with pytest.raises(LimitExceeded, match=named):
+            service.submit(make_config(**fields))
+        assert service.jobs() == []
+
+
+def test_continuations_are_limited_too(
+    tmp_path: Path, make_config: MakeConfig, make_worker: Any, service: JobService
+) -> None:
+    job = service.submit(make_config(steps=3))
+    make_worker().run_next()
+    with pytest.raises(LimitExceeded, match="--steps"):
+        service.continue_(job.id, extra_steps=20_000)
+    assert service.get(job.id).state is State.DONE
+
+
+def test_a_full_queue_and_a_full_disk_are_named(
+    tmp_path: Path, make_config: MakeConfig, make_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with JobService(tmp_path, limits=LimitsConfig(max_queued=2, min_free_bytes=0)) as service:
+        jobs = [service.submit(make_config(seed=seed)) for seed in range(2)]
+        with pytest.raises(QueueFull, match="2 jobs are waiting"):
+            service.submit(make_config(seed=2))
+        service.cancel(jobs[0].id)
+        service.submit(make_config(seed=2))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(limits_module.shutil, "disk_usage", lambda _: usage(100, 99, 2**20))
+    with (
+        JobService(tmp_path, limits=LimitsConfig(min_free_bytes=2**21)) as service,
+        pytest.raises(DiskLow, match=r"only 1 MiB .* 2 MiB .* delete some runs"),
+    ):
+        service.submit(make_config())
+
+
+def test_a_disk_that_is_full_by_now_fails_the_job_and_not_the_worker(
+    service: JobService, make_config: MakeConfig, make_worker: Any, monkeypatch: Any
+) -> None:
+    job = service.submit(make_config())
+    monkeypatch.setattr(
+        "sds3d.jobs.running.check_disk", lambda *_: (_ for _ in ()).throw(DiskLow("delete some"))
+    )
+    make_worker().run_next()
+    failed = service.get(job.id)
+    assert (failed.state, failed.error, failed.reason) == (State.FAILED, "DiskLow", "delete some")
+    monkeypatch.undo()
+    service.continue_(job.id)
+    make_worker().run_next()
+    assert service.get(job.id).state is State.DONE
+
+
+def test_what_cannot_be_is_refused_before_it_waits(
+    tmp_path: Path, service: JobService, make_config: MakeConfig
+) -> None:
+    with pytest.raises(TeacherError, match="give toybox"):
+        service.submit(make_config(teacher="nope"))
+    with pytest.raises(OutputError):
+        JobService(Path("/dev/null/x"))
+    for ask in (service.get, service.stop, service.cancel, service.continue_, service.delete):
+        with pytest.raises(UnknownJob):
+            ask("nope")
+    assert issubclass(UnknownJob, JobError)
+
+
+def test_a_job_writes_below_its_own_place_whatever_it_asks(
+    tmp_path: Path, service: JobService, make_config: MakeConfig, make_worker: Any
+) -> None:
+    job = service.submit(dataclasses.replace(make_config(), out=tmp_path / "elsewhere"))
+    make_worker().run_next()
+    folder = service.folder(service.get(job.id))
+    assert folder is not None
+    assert folder.parent == service.out
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_place_in_the_queue_counts_the_one_at_work(
+    service: JobService, make_config: MakeConfig
+) -> None:
+    jobs = [service.submit(make_config(seed=seed)) for seed in range(3)]
+    service.store.claim("w")
+    assert [service.place_in_queue(job) for job in jobs[1:]] == [1, 2]
+    assert service.folder(jobs[1]) is None
+    assert service.picture(jobs[1]) is None
+    assert service.result(jobs[1]) is None
+    assert service.follow(jobs[1]).events == []

@@ -1,0 +1,465 @@
+"""One job after another in this process: stop, continue, cancel, and every way to fail."""
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sds3d.config import GenerateConfig, OptimizeConfig
+from sds3d.errors import EmptyField
+from sds3d.events import Step
+from sds3d.generate import export_run, generate
+from sds3d.jobs import running
+from sds3d.jobs.errors import WrongState
+from sds3d.jobs.job import Job
+from sds3d.jobs.limits import LimitsConfig
+from sds3d.jobs.running import Bench
+from sds3d.jobs.service import JobService
+from sds3d.jobs.states import Request, State
+from sds3d.jobs.worker import Worker
+from sds3d.runs import RunFolder
+
+MakeConfig = Callable[..., GenerateConfig]
+MakeWorker = Callable[..., Worker]
+
+
+@pytest.fixture(autouse=True)
+def _ask_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps here take no time: the watch must not wait between two looks."""
+    monkeypatch.setattr("sds3d.jobs.watch.POLL_SECONDS", 0.0)
+
+
+def _asking(fakes: SimpleNamespace, at: int, ask: Callable[[], object]) -> Any:
+    """The fake loop; after step `at` the user asks for something, once."""
+    loop, asked = fakes.Loop(), []
+
+    def optimize(config: Any, teacher: Any, *, on_event: Any, **how: Any) -> Any:
+        def listen(event: Any) -> None:
+            on_event(event)
+            if isinstance(event, Step) and event.step == at and not asked:
+                asked.append(True)
+                ask()
+
+        return loop(config, teacher, on_event=listen, **how)
+
+    return SimpleNamespace(optimize=optimize, loop=loop)
+
+
+def _hashes(service: JobService, job: Job) -> dict[str, str]:
+    result = service.result(job)
+    assert result is not None
+    return {name: digest for name, digest in result["files"].items() if name != "config.json"}
+
+
+def _uninterrupted(fakes: SimpleNamespace, config: GenerateConfig, out: Path) -> dict[str, str]:
+    made = generate(dataclasses.replace(config, out=out), parts=fakes.make_parts())
+    return {k: v for k, v in made.result["files"].items() if k != "config.json"}
+
+
+def test_a_job_is_done_and_its_folder_tells_how(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker
+) -> None:
+    job = service.submit(make_config())
+    worker = make_worker()
+    assert worker.run_next()
+    assert not worker.run_next()
+    done = service.get(job.id)
+    assert (done.state, done.step, done.steps, done.reused) == (State.DONE, 10, 10, False)
+    assert done.worker is None
+    assert done.error is None
+    assert done.seconds is not None
+    folder = service.folder(done)
+    assert folder is not None
+    assert folder.parent == service.out
+    assert RunFolder.open(folder).verify() == []
+    events = service.follow(done).events
+    names = [event["event"] for event in events]
+    assert names[0] == "stage"
+    assert names[-1] == "result"
+    assert [e["step"] for e in events if e["event"] == "step"][-1] == 10
+    assert service.file(done, "mesh.glb") == folder.resolve() / "mesh.glb"
+    assert service.file(done, ".lock") is None
+    assert service.file(done, "../jobs.sqlite3") is None
+
+
+def test_the_same_request_again_is_found_and_not_computed(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    first, second = service.submit(make_config()), service.submit(make_config())
+    loop = fakes.Loop()
+    make_worker(loop=loop).run(until_idle=True)
+    assert loop.steps_done == 10
+    assert service.get(second.id).reused
+    assert not service.get(first.id).reused
+    # Two jobs, one folder: it goes with the last of them.
+    folder = service.folder(service.get(first.id))
+    assert folder is not None
+    service.delete(first.id)
+    assert folder.is_dir()
+    service.delete(second.id)
+    assert not folder.exists()
+
+
+def test_stop_ends_within_a_step_keeps_a_mesh_and_continue_ends_with_the_same_bits(
+    service: JobService,
+    make_config: MakeConfig,
+    make_worker: MakeWorker,
+    fakes: SimpleNamespace,
+    tmp_path: Path,
+) -> None:
+    config = make_config()
+    job = service.submit(config)
+    asking = _asking(fakes, 4, lambda: service.stop(job.id))
+    make_worker(loop=asking.optimize).run_next()
+    stopped = service.get(job.id)
+    assert (stopped.state, stopped.step, stopped.steps) == (State.STOPPED, 4, 10)
+    result = service.result(stopped)
+    assert result is not None
+    assert result["steps"] == 4
+    folder = service.folder(stopped)
+    assert folder is not None
+    assert RunFolder.open(folder).verify() == []
+    early = _hashes(service, stopped)
+
+    # Another mesh of the stopped run makes no step, and says so in its result.
+    loop = fakes.Loop()
+    again = export_run(folder, max_faces=500, parts=fakes.make_parts(loop=loop))
+    assert loop.steps_done == 0
+    assert again.result["steps"] == 4
+    assert again.result["config"]["optimize"]["steps"] == 10
+
+    queued = service.continue_(job.id)
+    assert (queued.id, queued.state) == (job.id, State.QUEUED)
+    make_worker(loop=loop).run_next()
+    done = service.get(job.id)
+    assert (done.state, done.step) == (State.DONE, 10)
+    assert loop.steps_done == 6
+    assert _hashes(service, done) == _uninterrupted(fakes, config, tmp_path / "whole") != early
+
+
+def test_continue_adds_steps_to_a_done_run_and_keeps_both(
+    service: JobService,
+    make_config: MakeConfig,
+    make_worker: MakeWorker,
+    fakes: SimpleNamespace,
+    tmp_path: Path,
+) -> None:
+    config = make_config()
+    job = service.submit(config)
+    make_worker().run_next()
+    first = service.get(job.id)
+    with pytest.raises(WrongState, match="how many more"):
+        service.continue_(job.id)
+    service.continue_(job.id, extra_steps=5)
+    loop = fakes.Loop()
+    make_worker(loop=loop).run_next()
+    longer = service.get(job.id)
+    assert (longer.state, longer.step, longer.steps) == (State.DONE, 15, 15)
+    assert loop.steps_done == 5
+    assert longer.folder != first.folder
+    assert first.folder is not None
+    assert RunFolder.open(service.out / first.folder).verify() == []
+    options = OptimizeConfig(steps=10, extra_steps=5)
+    whole = dataclasses.replace(config, optimize=options)
+    assert _hashes(service, longer) == _uninterrupted(fakes, whole, tmp_path / "whole")
+
+
+def test_cancel_removes_what_was_begun(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    job = service.submit(make_config())
+    asking = _asking(fakes, 4, lambda: service.cancel(job.id))
+    make_worker(loop=asking.optimize).run_next()
+    assert service.get(job.id).state is State.CANCELLED
+    assert asking.loop.steps_done == 4
+    assert not [path for path in service.out.iterdir() if path.is_dir()]
+    waiting = service.submit(make_config())
+    assert service.cancel(waiting.id).state is State.CANCELLED
+    assert not make_worker().run_next()
+    for finished in (job, waiting):
+        with pytest.raises(WrongState, match="cancelled"):
+            service.cancel(finished.id)
+        with pytest.raises(WrongState, match="is cancelled and cannot be continued"):
+            service.continue_(finished.id)
+
+
+def test_to_cancel_a_continuation_gives_back_the_stopped_run(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    job = service.submit(make_config())
+    make_worker(loop=_asking(fakes, 4, lambda: service.stop(job.id)).optimize).run_next()
+    before = _hashes(service, service.get(job.id))
+    service.continue_(job.id)
+    make_worker(loop=_asking(fakes, 7, lambda: service.cancel(job.id)).optimize).run_next()
+    back = service.get(job.id)
+    assert (back.state, back.step) == (State.STOPPED, 4)
+    assert _hashes(service, back) == before
+    # And one with more steps, in a folder of its own, which goes.
+    service.continue_(job.id)
+    make_worker().run_next()
+    done = service.get(job.id)
+    service.continue_(job.id, extra_steps=5)
+    make_worker(loop=_asking(fakes, 12, lambda: service.cancel(job.id)).optimize).run_next()
+    back = service.get(job.id)
+    assert (back.state, back.folder, back.steps) == (State.DONE, done.folder, 10)
+    folders = [path.name for path in service.out.iterdir() if path.is_dir()]
+    assert folders == [done.folder]
+    assert _hashes(service, back) == _hashes(service, done)
+
+
+def test_a_stop_before_the_beginning_has_nothing_to_keep(
+    service: JobService, make_config: MakeConfig
+) -> None:
+    job = service.submit(make_config())
+    assert service.stop(job.id).state is State.CANCELLED
+
+
+def test_a_stop_while_its_worker_is_replaced_is_obeyed_by_the_next(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    job = service.submit(make_config())
+    steps: list[int] = []
+
+    def end_at(limit: int) -> Callable[[], bool]:
+        return lambda: len(steps) >= limit
+
+    worker = make_worker(loop=_counting(fakes, steps))
+    assert worker.run_next(end_at(4))
+    released = service.get(job.id)
+    assert (released.state, released.worker) == (State.QUEUED, None)
+    assert released.folder is not None
+    asked = service.stop(job.id)
+    assert (asked.state, asked.request) == (State.QUEUED, Request.STOP)
+    worker.run_next()
+    stopped = service.get(job.id)
+    assert (stopped.state, stopped.step) == (State.STOPPED, 5)
+    assert service.result(stopped) is not None
+
+
+def _counting(fakes: SimpleNamespace, steps: list[int]) -> Any:
+    loop = fakes.Loop()
+
+    def optimize(config: Any, teacher: Any, *, on_event: Any, **how: Any) -> Any:
+        def listen(event: Any) -> None:
+            if isinstance(event, Step):
+                steps.append(event.step)
+            on_event(event)
+
+        return loop(config, teacher, on_event=listen, **how)
+
+    return optimize
+
+
+def test_a_worker_that_is_told_to_end_gives_its_job_back_and_no_step_is_lost(
+    service: JobService,
+    make_config: MakeConfig,
+    make_worker: MakeWorker,
+    fakes: SimpleNamespace,
+    tmp_path: Path,
+) -> None:
+    config, steps = make_config(), []
+    job = service.submit(config)
+    worker = make_worker(loop=_counting(fakes, steps))
+    while service.get(job.id).state is not State.DONE:
+        limit = len(steps) + 3
+        worker.run_next(lambda limit=limit: len(steps) >= limit)
+    assert steps == list(range(1, 11))
+    assert service.get(job.id).failures == 0
+    whole = _uninterrupted(fakes, config, tmp_path / "whole")
+    assert _hashes(service, service.get(job.id)) == whole
+
+
+def test_named_errors_fail_the_job_with_what_to_do(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker
+) -> None:
+    def empty(*_: Any) -> Any:
+        raise EmptyField("no surface: try another --seed")
+
+    unknown = service.submit(make_config("a hamburger"))
+    nothing = service.submit(make_config())
+    make_worker(write_files=empty).run(until_idle=True)
+    failed = [service.get(job.id) for job in (unknown, nothing)]
+    assert [job.state for job in failed] == [State.FAILED] * 2
+    assert [job.error for job in failed] == ["PromptError", "EmptyField"]
+    assert "nearest: mushroom" in str(failed[0].reason)
+    assert "another --seed" in str(failed[1].reason)
+    # It can be tried again, and what it had made is not made again.
+    service.continue_(nothing.id)
+    make_worker().run_next()
+    assert service.get(nothing.id).state is State.DONE
+
+
+def test_a_stop_where_nothing_can_be_seen_yet_keeps_the_run(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    def empty(*_: Any) -> Any:
+        raise EmptyField("no surface")
+
+    job = service.submit(make_config())
+    asking = _asking(fakes, 2, lambda: service.stop(job.id))
+    make_worker(loop=asking.optimize, write_files=empty).run_next()
+    stopped = service.get(job.id)
+    assert (stopped.state, stopped.reason) == (State.STOPPED, "no surface")
+    service.continue_(job.id)
+    make_worker().run_next()
+    assert service.get(job.id).state is State.DONE
+
+
+def test_a_defect_is_tried_once_more_and_then_failed(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, capsys: Any
+) -> None:
+    def defect(*_: Any) -> Any:
+        raise ZeroDivisionError("oops")
+
+    job = service.submit(make_config())
+    worker = make_worker(write_files=defect)
+    worker.run_next()
+    assert (service.get(job.id).state, service.get(job.id).failures) == (State.QUEUED, 1)
+    worker.run_next()
+    failed = service.get(job.id)
+    assert (failed.state, failed.error) == (State.FAILED, "ZeroDivisionError")
+    assert "please report" in str(failed.reason)
+    assert "Traceback" in capsys.readouterr().err
+    assert not worker.run_next()
+
+
+def test_a_job_that_is_too_slow_is_failed_with_its_checkpoint(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    job = service.submit(make_config(), timeout_seconds=0.05)
+    make_worker(loop=fakes.Loop(step_seconds=0.02)).run_next()
+    failed = service.get(job.id)
+    assert (failed.state, failed.error) == (State.FAILED, "Timeout")
+    folder = service.folder(failed)
+    assert folder is not None
+    assert RunFolder.open(folder).checkpoint.exists()
+
+
+def test_memory_that_does_not_suffice_is_asked_for_less_until_nothing_is_left(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    loop = fakes.Loop()
+
+    def needs(most_views: int, side: int) -> Any:
+        def optimize(config: GenerateConfig, teacher: Any, **how: Any) -> Any:
+            options = config.optimize
+            if options.views_per_step > most_views or max(options.resolutions) > side:
+                raise MemoryError
+            return loop(config, teacher, **how)
+
+        return optimize
+
+    job = service.submit(make_config(optimize=OptimizeConfig(steps=3, views_per_step=4)))
+    make_worker(loop=needs(1, 32)).run(until_idle=True)
+    done = service.get(job.id)
+    assert done.state is State.DONE
+    assert done.degraded == (
+        "2 instead of 4 views per step; 1 instead of 2 views per step; views of 32 pixels"
+    )
+    assert (done.options.optimize.views_per_step, done.failures) == (1, 0)
+    hopeless = service.submit(make_config(seed=1))
+    make_worker(loop=needs(0, 0)).run(until_idle=True)
+    failed = service.get(hopeless.id)
+    assert (failed.state, failed.error) == (State.FAILED, "OutOfMemory")
+    assert "--preset fast" in str(failed.reason)
+
+
+def test_a_folder_that_another_process_holds_is_waited_for(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(running, "LOCKED_WAIT_SECONDS", 0.0)
+    config = dataclasses.replace(make_config(), out=service.out)
+    job = service.submit(config)
+    run = RunFolder.create(config, "a" * 64)
+    worker = make_worker()
+    with run.locked():
+        assert worker.run_next()
+        waiting = service.get(job.id)
+        assert waiting.state is State.QUEUED
+        assert "another process" in str(waiting.reason)
+        assert waiting.failures == 0
+    worker.run_next()
+    assert service.get(job.id).state is State.DONE
+
+
+def test_two_workers_share_the_queue_and_every_job_is_done_once(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    jobs = [service.submit(make_config(seed=seed, steps=4)) for seed in range(12)]
+    loops = [fakes.Loop(step_seconds=0.002) for _ in range(2)]
+    workers = [make_worker(f"w{i}", loop=loop) for i, loop in enumerate(loops)]
+    threads = [threading.Thread(target=w.run, kwargs={"until_idle": True}) for w in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {service.get(job.id).state for job in jobs} == {State.DONE}
+    assert sum(loop.steps_done for loop in loops) == 12 * 4
+    assert all(loop.steps_done > 0 for loop in loops)
+
+
+def test_a_worker_says_that_it_lives_and_what_it_does(
+    service: JobService, make_config: MakeConfig, fakes: SimpleNamespace
+) -> None:
+    parts = fakes.make_parts(loop=fakes.Loop(step_seconds=0.02))
+    bench = Bench(lambda _: parts, previews=False, limits=LimitsConfig(min_free_bytes=0))
+    worker = Worker(service.store, service.out, name="w", bench=bench, heartbeat_seconds=0.01)
+    job = service.submit(make_config(steps=20))
+    thread = threading.Thread(target=worker.run, kwargs={"until_idle": True})
+    thread.start()
+    beats, doing = set(), set()
+    while thread.is_alive():
+        for row in service.store.workers():
+            beats.add(row.heartbeat)
+            doing.add(row.doing)
+        time.sleep(0.005)
+    thread.join()
+    assert len(beats) > 5
+    assert job.id in doing
+    assert service.store.workers() == []
+
+
+def test_an_orphan_ends_and_gives_its_job_back(
+    service: JobService, make_config: MakeConfig, fakes: SimpleNamespace
+) -> None:
+    parts = fakes.make_parts(loop=fakes.Loop(step_seconds=0.02))
+    bench = Bench(lambda _: parts, previews=False, limits=LimitsConfig(min_free_bytes=0))
+    orphaned = threading.Event()
+    worker = Worker(
+        service.store,
+        service.out,
+        name="w",
+        bench=bench,
+        heartbeat_seconds=0.01,
+        is_orphaned=orphaned.is_set,
+    )
+    job = service.submit(make_config(steps=1000))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    while service.get(job.id).step == 0:
+        time.sleep(0.01)
+    orphaned.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    released = service.get(job.id)
+    assert (released.state, released.failures) == (State.QUEUED, 0)
+
+
+def test_options_of_another_version_fail_with_what_to_do(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker
+) -> None:
+    job = service.submit(make_config())
+    document = {**job.config, "no_such_option": 1}
+    service.store.claim("w")
+    service.store.report(job.id, "w", config=json.dumps(document))
+    service.store.release(job.id, "w")
+    make_worker().run_next()
+    failed = service.get(job.id)
+    assert (failed.state, failed.error) == (State.FAILED, "ConfigError")
+    assert "submit the prompt again" in str(failed.reason)

@@ -1,0 +1,49 @@
+"""A worker's process whose loop and export take milliseconds; a "deadly" prompt kills it.
+
+Run as a script with the arguments of `python -m sds3d.jobs.worker`.
+"""
+
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from sds3d.events import Event, Step
+from sds3d.jobs.limits import LimitsConfig
+from sds3d.jobs.running import Bench
+from sds3d.jobs.worker import main
+
+DEADLY_STEP = 4
+
+
+def _fakes() -> Any:
+    path = Path(__file__).parents[1] / "conftest.py"
+    spec = importlib.util.spec_from_file_location("fakes_of_the_pipeline", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _make_bench() -> Bench:
+    fakes = _fakes()
+    loop = fakes.FakeLoop(step_seconds=float(os.environ.get("STEP_SECONDS", "0")))
+
+    def optimize(config: Any, teacher: Any, *, on_event: Any, **how: Any) -> Any:
+        def listen(event: Event) -> None:
+            on_event(event)
+            if "deadly" in config.prompt and isinstance(event, Step) and event.step == DEADLY_STEP:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return loop(config, teacher, on_event=listen, **how)
+
+    parts = fakes.make_parts(loop=optimize)
+    return Bench(lambda _: parts, previews=False, limits=LimitsConfig(min_free_bytes=0))
+
+
+if __name__ == "__main__":
+    sys.exit(main(bench=_make_bench()))
