@@ -53,6 +53,13 @@ class Doctor:
     json: JsonFlag = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """List every distillation method: family, student, what it needs, NFE, reference."""
+
+    json: JsonFlag = False
+
+
 def with_json(config: type[Any]) -> type[Any]:
     """A command of a config's options and `--json`: fields `config` and `json`."""
     command = make_dataclass(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from core.teachers.errors import TeacherWeightsError, UnknownSubjectError
 
+from .assets import shipped
 from .config import DeviceName, TeacherName
 from .errors import PromptError, TeacherError
 
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "toybox"
 
-_CHECKOUT = Path(__file__).resolve().parents[1] / "assets" / "toybox"
-_INSTALLED = Path(sysconfig.get_path("data")) / "share" / "sds3d" / "toybox"
-TOYBOX_FOLDER = _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED
-"""The embedded teacher: beside the packages in a checkout, else where a wheel puts it."""
+TOYBOX_FOLDER = shipped("toybox")
+"""The embedded teacher."""
 
 PINNED_HASH = "weights.sha256"
 """File in a teacher's folder with the hash that its weights must have."""

@@ -1,0 +1,1 @@
+"""Distillation as a program: proving grounds, the catalogue of methods, students on disk."""

@@ -1,0 +1,146 @@
+"""Every distillation method there is, and how one is made for a ground."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+import torch
+
+from core.distillation.field.classifier_features import ClassifierFeatureDistillation
+from core.distillation.field.consistency import ConsistencyDistillation, ConsistencyTraining
+from core.distillation.field.ctm import CTM
+from core.distillation.field.guidance import GuidanceDistillation, GuidedProgressive
+from core.distillation.field.knowledge import KnowledgeDistillation
+from core.distillation.field.lcm import LatentConsistency
+from core.distillation.field.mean_flow import MeanFlow
+from core.distillation.field.progressive import ProgressiveDistillation
+from core.distillation.field.shortcut import ShortcutModel
+from core.distillation.field.tract import TRACT
+from core.distillation.generator.adversarial import ADD
+from core.distillation.generator.conditional_kl import ConditionalKL
+from core.distillation.generator.diff_instruct import DiffInstruct
+from core.distillation.generator.dmd import DMD
+from core.distillation.generator.dmd2 import DMD2
+from core.distillation.generator.ladd import LADD
+from core.distillation.generator.particle_vsd import ParticleVSD
+from core.distillation.generator.sds_generator import SDSGenerator
+from core.distillation.generator.sid import SiD
+from core.distillation.generator.ufogen import UFOGen
+from core.distillation.method import Distillation, MethodCard, Needs
+
+from ..errors import BadInput, ConfigError
+from .grounds import NamedGround
+
+METHODS: tuple[type[Distillation], ...] = (
+    KnowledgeDistillation,
+    ProgressiveDistillation,
+    GuidanceDistillation,
+    GuidedProgressive,
+    ClassifierFeatureDistillation,
+    ConsistencyDistillation,
+    ConsistencyTraining,
+    TRACT,
+    CTM,
+    MeanFlow,
+    ShortcutModel,
+    LatentConsistency,
+    ConditionalKL,
+    SDSGenerator,
+    ParticleVSD,
+    DiffInstruct,
+    DMD,
+    DMD2,
+    SiD,
+    ADD,
+    LADD,
+    UFOGen,
+)
+
+
+def find_method(name: str) -> type[Distillation]:
+    """The method whose card has this name. Raises BadInput that names the nearest ones."""
+    for method in METHODS:
+        if method.card.name == name:
+            return method
+    names = [method.card.name for method in METHODS]
+    near = difflib.get_close_matches(name, names, 3, 0.4)
+    hint = f"nearest: {', '.join(near)}; " if near else ""
+    raise BadInput(
+        f"there is no distillation method {name!r}; {hint}`sds3d methods` lists them all"
+    )
+
+
+def make_method(
+    method: type[Distillation],
+    ground: NamedGround,
+    *,
+    steps: int,
+    nfe: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+) -> Distillation:
+    """A method ready to train; its networks are drawn from `seed`.
+
+    Raises BadInput where ground, method and nfe do not go together, with the remedy.
+    """
+    card = method.card
+    if Needs.LABELS in card.needs and not ground.has_labels:
+        raise BadInput(
+            f"{card.name} needs class labels, and the ground {ground.name} has none: "
+            "give --teacher mixture or --teacher digits"
+        )
+    extra: dict[str, Any] = {}
+    if Needs.CLASSIFIER in card.needs:
+        if ground.classifier is None:
+            raise BadInput(
+                f"{card.name} needs a classifier, and the ground {ground.name} has none: "
+                "give --teacher mixture or --teacher digits"
+            )
+        extra["classifier"] = ground.classifier
+    # Methods whose student is made for one number of steps say so by taking it.
+    if "nfe" in inspect.signature(method).parameters:
+        extra["nfe"] = nfe
+    elif nfe not in card.nfe:
+        raise BadInput(
+            f"{card.name} is meant for --nfe {', '.join(map(str, card.nfe))}, not for {nfe}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return method(
+                ground.ground, steps=steps, batch=batch, learning_rate=learning_rate, **extra
+            )
+        except ValueError as error:
+            raise ConfigError(f"{card.name} on {ground.name}: {error}") from error
+
+
+def table() -> str:
+    """All methods as lines of text, by family."""
+    lines: list[str] = []
+    for family in dict.fromkeys(method.card.family for method in METHODS):
+        lines.append(f"{family.value}")
+        for card in (m.card for m in METHODS if m.card.family is family):
+            needs = ", ".join(sorted(need.value for need in card.needs))
+            nfe = "/".join(map(str, card.nfe))
+            lines.append(f"  {card.name:<20}{card.title}")
+            lines.append(f"  {'':<20}{card.student.value}, NFE {nfe}, needs {needs}")
+            lines.append(f"  {'':<20}{card.reference}: {card.idea}")
+    return "\n".join(lines)
+
+
+def card_as_dict(card: MethodCard) -> dict[str, Any]:
+    """A card's fields as plain values for JSON."""
+    return {
+        "name": card.name,
+        "title": card.title,
+        "family": card.family.value,
+        "student": card.student.value,
+        "needs": sorted(need.value for need in card.needs),
+        "nfe": list(card.nfe),
+        "reference": card.reference,
+        "idea": card.idea,
+        "equation": card.equation,
+    }

@@ -1,0 +1,72 @@
+"""The proving grounds by name: what the command line and the app let one choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from core.distillation.field.classifier_features import mixture_classifier
+from core.distillation.method import Ground
+from core.distillation.mixture_ground import mixture_ground, ring_mixture, two_mode_mixture
+from core.mixture import GaussianMixture
+
+from ..assets import shipped
+from .digits import digit_classifier, digits_ground
+
+GroundName = Literal["mixture", "mixture-1d", "digits"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NamedGround:
+    """A ground, its name, and what some methods and measures need besides.
+
+    classifier    x [B, ...] to (class logits, features)
+    mixture       the exact data where it is a mixture
+    """
+
+    name: GroundName
+    ground: Ground
+    has_labels: bool
+    classifier: Callable[[Tensor], tuple[Tensor, Tensor]] | None
+    mixture: GaussianMixture | None = None
+
+
+def named_ground(name: GroundName, assets: Path | None = None) -> NamedGround:
+    """The ground of that name. Raises BadInput where its files are missing.
+
+    mixture      six modes of unequal weight on a circle; exact teacher
+    mixture-1d   two modes on a line; exact teacher and flow
+    digits       8x8 handwritten digits in ten classes; the teacher that ships
+    """
+    if name == "mixture-1d":
+        mixture = two_mode_mixture()
+        return NamedGround(
+            name=name,
+            ground=mixture_ground(mixture),
+            has_labels=False,
+            classifier=None,
+            mixture=mixture,
+        )
+    if name == "mixture":
+        mixture = ring_mixture()
+        return NamedGround(
+            name=name,
+            ground=mixture_ground(mixture, with_labels=True),
+            has_labels=True,
+            classifier=mixture_classifier(mixture),
+            mixture=mixture,
+        )
+    folder = assets or shipped("digits")
+    classifier = digit_classifier(folder)
+
+    def classify(x: Tensor) -> tuple[Tensor, Tensor]:
+        features = classifier.features(x)
+        return classifier.head(features), features
+
+    return NamedGround(
+        name=name, ground=digits_ground(folder), has_labels=True, classifier=classify
+    )

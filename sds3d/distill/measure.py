@@ -1,0 +1,100 @@
+"""How far a student's samples are from the data and from its teacher's converged samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core.denoiser import Conditioning
+from core.distillation.method import Distillation
+from core.distillation.students import sample_by_solver
+from core.metrics import frechet_distance, mmd_squared, mode_weights, sliced_wasserstein
+from core.solvers.ddim import DDIM
+
+from .digits import digits
+from .grounds import NamedGround
+
+MMD_SAMPLES = 1000
+"""MMD compares all pairs; more would only cost."""
+
+
+def draw(
+    method: Distillation, ground: NamedGround, nfe: int, n: int, seed: int
+) -> tuple[list[Tensor], Conditioning | None]:
+    """n of the student's samples with the states that led to them, and their conditioning.
+
+    Raises ValueError where the method has no student for `nfe`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    cond = conditioning(ground, n, generator, method)
+    start = method.noise(n, generator)
+    with torch.no_grad():
+        return method.sample(start, nfe, cond, generator), cond
+
+
+def conditioning(
+    ground: NamedGround, n: int, generator: torch.Generator, method: Distillation | None = None
+) -> Conditioning | None:
+    """Classes in the data's own proportions; a guided student is asked for its lowest scale."""
+    source = ground.ground if method is None else method.ground
+    cond = source.data(n, generator).cond
+    if cond is None or cond.labels is None:
+        return cond
+    fresh = ground.ground.data(n, generator).cond
+    assert fresh is not None
+    assert fresh.labels is not None
+    scale = None if cond.guidance_scale is None else torch.ones(n)
+    return Conditioning(labels=fresh.labels, guidance_scale=scale)
+
+
+def teacher_samples(ground: NamedGround, n: int, seed: int, steps: int = 64) -> Tensor:
+    """n samples of the teacher by DDIM in many steps, from the noise that students get too."""
+    generator = torch.Generator().manual_seed(seed)
+    cond = conditioning(ground, n, generator)
+    x = ground.ground.noise(n, generator)
+    with torch.no_grad():
+        return sample_by_solver(ground.ground.teacher, DDIM(), x, ground.ground.grid(steps), cond)[
+            -1
+        ]
+
+
+def measure(ground: NamedGround, samples: Tensor, teacher: Tensor, seed: int) -> dict[str, float]:
+    """Distances of samples [N, ...]; less is better.
+
+    sliced_wasserstein, mmd      to fresh data
+    to_teacher                   sliced Wasserstein distance to the teacher's samples
+    mode_weight_error            largest error of a mode's weight, on mixtures
+    frechet                      on the features of the frozen classifier, on digits, to the images
+                                 that the teacher was trained on
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    data = ground.ground.data(len(samples), generator).x0
+    bandwidths = [0.25 * ground.ground.data_std, ground.ground.data_std]
+    if ground.name == "digits":
+        bandwidths = [s * 8.0 for s in bandwidths]  # distances grow with the root of 64 pixels
+    few = slice(0, MMD_SAMPLES)
+    found = {
+        "sliced_wasserstein": float(sliced_wasserstein(samples, data, generator)),
+        "mmd": float(mmd_squared(samples[few], data[few], bandwidths)),
+        "to_teacher": float(sliced_wasserstein(samples, teacher, generator)),
+    }
+    if ground.mixture is not None:
+        weights = ground.mixture.weights / ground.mixture.weights.sum()
+        error = (mode_weights(samples, ground.mixture) - weights).abs().max()
+        found["mode_weight_error"] = float(error)
+    elif ground.classifier is not None:
+        found["frechet"] = _frechet(ground, samples, digits()[0].images)
+    return found
+
+
+def digits_floor(ground: NamedGround) -> float:
+    """The Frechet distance of real digits that nothing was trained on: the test split's."""
+    train, test = digits()
+    return _frechet(ground, test.images, train.images)
+
+
+def _frechet(ground: NamedGround, samples: Tensor, real: Tensor) -> float:
+    assert ground.classifier is not None
+    with torch.no_grad():
+        ours, theirs = ground.classifier(samples)[1], ground.classifier(real)[1]
+    return float(frechet_distance(ours, theirs))

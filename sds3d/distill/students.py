@@ -1,0 +1,111 @@
+"""Students on disk: weights, and the few words from which their method is made again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from safetensors.torch import load_file, save_file
+
+from core.distillation.method import Distillation
+
+from ..errors import BadInput
+from .catalogue import card_as_dict, find_method, make_method
+from .grounds import GroundName, NamedGround, named_ground
+
+WEIGHTS = "student.safetensors"
+CARD = "student.json"
+FORMAT = "sds3d-student/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentCard:
+    """What determines a student beside its weights."""
+
+    method: str
+    ground: GroundName
+    steps: int
+    nfe: int
+    batch: int
+    learning_rate: float
+    seed: int
+
+
+def make(card: StudentCard, ground: NamedGround) -> Distillation:
+    """The method of `card`, untrained. Raises BadInput where its parts do not go together."""
+    return make_method(
+        find_method(card.method),
+        ground,
+        steps=card.steps,
+        nfe=card.nfe,
+        batch=card.batch,
+        learning_rate=card.learning_rate,
+        seed=card.seed,
+    )
+
+
+def save_student(
+    method: Distillation, card: StudentCard, folder: Path, figures: dict[str, Any]
+) -> None:
+    """Write weights and card; `figures` are what was measured. Each file is whole or not there."""
+    tensors = {
+        f"{name}.{key}": value.detach().contiguous()
+        for name, module in method.modules().items()
+        for key, value in module.state_dict().items()
+    }
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file(tensors, partial)
+    partial.replace(folder / WEIGHTS)
+    text = json.dumps(
+        {
+            "format": FORMAT,
+            **asdict(card),
+            "card": card_as_dict(method.card),
+            "measured": figures,
+        },
+        indent=1,
+    )
+    partial = folder / f"{CARD}.partial"
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(folder / CARD)
+
+
+def load_student(folder: Path) -> tuple[Distillation, StudentCard, NamedGround]:
+    """A student as `save_student` wrote it. Raises BadInput for anything else."""
+    try:
+        document = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        if document["format"] != FORMAT or document["ground"] not in get_args(GroundName):
+            raise ValueError(f"its format is {document['format']!r}")
+        card = StudentCard(
+            method=str(document["method"]),
+            ground=cast(GroundName, document["ground"]),
+            steps=int(document["steps"]),
+            nfe=int(document["nfe"]),
+            batch=int(document["batch"]),
+            learning_rate=float(document["learning_rate"]),
+            seed=int(document["seed"]),
+        )
+    except OSError as error:
+        raise BadInput(
+            f"{folder} holds no student ({error.strerror}): give the folder that "
+            "`sds3d distill` printed"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{folder / CARD} is damaged ({error}): distil the student again") from error
+    ground = named_ground(card.ground)
+    method = make(card, ground)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        for name, module in method.modules().items():
+            prefix = f"{name}."
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(
+            f"{folder / WEIGHTS} is missing or damaged ({reason}): distil the student again"
+        ) from error
+    return method, card, ground

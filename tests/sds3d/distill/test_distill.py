@@ -1,0 +1,161 @@
+"""`sds3d distill`, `sample` and `methods`: files, refusals, resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.distillation.method import Needs
+from sds3d import cli
+from sds3d.assets import shipped
+from sds3d.distill.catalogue import METHODS, card_as_dict, find_method, make_method
+from sds3d.distill.digits import digit_classifier, digits
+from sds3d.distill.grounds import named_ground
+from sds3d.distill.measure import conditioning, digits_floor, draw, measure, teacher_samples
+from sds3d.distill.run import DistillConfig, distill
+from sds3d.distill.students import load_student
+from sds3d.errors import BadInput, Interrupted
+from sds3d.events import Distilled, DistillStep, Event
+
+
+def test_every_method_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["methods", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [line["name"] for line in listed] == [m.card.name for m in METHODS]
+    assert len({line["name"] for line in listed}) == len(METHODS)
+    assert all(line["idea"] and line["equation"] and line["reference"] for line in listed)
+    assert cli.main(["methods"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {m.card.name} " in text for m in METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.card.name)
+def test_every_method_trains_and_samples_on_some_ground(method) -> None:
+    labels = {Needs.LABELS, Needs.CLASSIFIER} & method.card.needs
+    ground = named_ground("mixture" if labels else "mixture-1d")
+    nfe = method.card.nfe[0]
+    made = make_method(method, ground, steps=8, nfe=nfe, batch=16, learning_rate=1e-3, seed=0)
+    before = {k: v.clone() for k, v in made.student.state_dict().items()}
+    from core.training import train
+
+    train(made)
+    after = made.student.state_dict()
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    states, _ = draw(made, ground, nfe, 7, seed=1)
+    assert states[-1].shape == (7, *ground.ground.shape)
+    assert bool(states[-1].isfinite().all())
+    assert card_as_dict(method.card)["nfe"] == list(method.card.nfe)
+
+
+def test_a_student_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+    events: list[Event] = []
+    config = DistillConfig(
+        method="progressive", steps=30, nfe=4, batch=32, samples=200, out=tmp_path
+    )
+    folder = distill(config, events.append, lambda: False)
+    assert {p.name for p in folder.iterdir()} == {
+        "student.safetensors", "student.json", "samples.png", "history.png",
+    }  # fmt: skip
+    assert isinstance(events[-1], Distilled)
+    assert any(isinstance(e, DistillStep) for e in events)
+    method, card, ground = load_student(folder)
+    assert card.nfe == 4
+    states, _ = draw(method, ground, 4, 200, seed=1)
+    teacher = teacher_samples(ground, 200, 1)
+    again = measure(ground, states[-1], teacher, 2)
+    figures = json.loads((folder / "student.json").read_text())["measured"]
+    for name, value in again.items():
+        assert figures[name] == pytest.approx(value, rel=1e-5, abs=1e-7)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_student(tmp_path: Path) -> None:
+    def config(out: str) -> DistillConfig:
+        return DistillConfig(
+            method="dmd2", steps=12, batch=16, samples=100, out=tmp_path / out, seed=3
+        )
+
+    whole = distill(config("whole"), lambda _: None, lambda: False)
+    asked = iter([False] * 6 + [True] * 100)
+    with pytest.raises(Interrupted, match="goes on from step 7 of 12"):
+        distill(config("parts"), lambda _: None, lambda: next(asked))
+    parts = distill(config("parts"), lambda _: None, lambda: False)
+    a, b = ((f / "student.safetensors").read_bytes() for f in (whole, parts))
+    assert a == b
+
+
+def test_what_does_not_go_together_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in [
+        (["ufogan"], "no distillation method 'ufogan'; nearest: ufogen"),
+        (["guidance", "--teacher", "mixture-1d", "--nfe", "8"], "needs class labels"),
+        (["cfd", "--teacher", "mixture-1d"], "needs a classifier"),
+        (["kd", "--nfe", "4"], "kd is meant for --nfe 1, not for 4"),
+        (["progressive", "--nfe", "3"], "teacher_steps must be nfe times"),
+        (["kd", "--teacher", "sdxl"], "--teacher is 'sdxl': give one of mixture"),
+        (["kd", "--steps", "0"], "--steps is 0"),
+    ]:
+        assert cli.main(["distill", *words, "--out", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_of_samples_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["distill", "meanflow", "--steps", "5", "--samples", "100", "--out", str(tmp_path)]
+    assert cli.main(words) == 0
+    folder = capsys.readouterr().out.strip().splitlines()[-1]
+    grid = tmp_path / "pictures" / "grid.png"
+    assert cli.main(["sample", folder, "--nfe", "2", "--out", str(grid)]) == 0
+    assert capsys.readouterr().out.strip() == str(grid)
+    with Image.open(grid) as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(pixels, axis=0)) > 20
+
+
+@pytest.mark.parametrize("damage", ["weights", "card", "nothing"])
+def test_damaged_students_are_named(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "none"
+    if damage != "nothing":
+        config = DistillConfig(method="kd", steps=2, batch=8, samples=100, out=tmp_path)
+        folder = distill(config, lambda _: None, lambda: False)
+        name = "student.safetensors" if damage == "weights" else "student.json"
+        path = folder / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BadInput):
+        load_student(folder)
+
+
+def test_the_digits_teacher_makes_digits() -> None:
+    train, test = digits()
+    classifier = digit_classifier(shipped("digits"))
+    with torch.no_grad():
+        right = (classifier(test.images).argmax(1) == test.labels).float().mean()
+    assert float(right) > 0.97
+    ground = named_ground("digits")
+    n = 1000
+    made = teacher_samples(ground, n, seed=0, steps=24)
+    cond = conditioning(ground, n, torch.Generator().manual_seed(0))
+    assert cond is not None
+    assert cond.labels is not None
+    asked = cond.labels >= 0
+    with torch.no_grad():
+        seen = classifier(made).argmax(1)
+    assert float((seen == cond.labels)[asked].float().mean()) > 0.9
+    figures = measure(ground, made, made, 0)
+    noise = torch.randn(n, 64, generator=torch.Generator().manual_seed(1)) * train.images.std()
+    assert figures["frechet"] < digits_floor(ground) < measure(ground, noise, made, 0)["frechet"]
+
+
+def test_names_of_methods_are_found() -> None:
+    assert find_method("dmd2").card.name == "dmd2"
+    with pytest.raises(BadInput, match="nearest: progressive"):
+        find_method("progresive")
