@@ -41,7 +41,8 @@ def mmd_squared(x: Tensor, y: Tensor, bandwidths: Sequence[float]) -> Tensor:
         # Not cdist: its gradient at distance 0, on the diagonal, is not a number.
         squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
         squared = squared.clamp(min=0)
-        return sum(torch.exp(-squared / (2 * h * h)) for h in bandwidths) / len(bandwidths)
+        widths = torch.tensor(bandwidths, dtype=a.dtype, device=a.device)[:, None, None]
+        return torch.exp(-squared / (2 * widths.square())).mean(0)
 
     def within(a: Tensor) -> Tensor:
         matrix = kernel(a, a)

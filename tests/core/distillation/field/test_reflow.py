@@ -89,10 +89,11 @@ def test_the_second_round_is_straight_in_one_dimension(mixture_1d: GaussianMixtu
             self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Conditioning | None = None
         ) -> Tensor:
             low, high = torch.full_like(x, -10), torch.full_like(x, 10)
+            middle = (low + high) / 2
             for _ in range(56):
-                middle = (low + high) / 2
                 beyond = t[:, None] * middle + (1 - t[:, None]) * end_of(middle) > x
                 low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
+                middle = (low + high) / 2
             return middle - end_of(middle)
 
     class Marginal(nn.Module):
