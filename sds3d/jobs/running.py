@@ -129,7 +129,8 @@ class Running:
         if self._store.report(self.job.id, self._worker, folder=name) is None:
             self._watch.lost = True
         if self._bench.previews:
-            optimize: Any = functools.partial(parts.optimize, observe=self._previewer())
+            loop: Any = parts.optimize
+            optimize = functools.partial(loop, observe=self._previewer())
             parts = dataclasses.replace(parts, optimize=optimize)
         return generate(
             config,

@@ -3,12 +3,13 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from sds3d.events import Stage, Step, Warning
 from sds3d.jobs.journal import JOURNAL, Journal, follow
 
 
-def _step(step: int, **fields: float) -> Step:
+def _step(step: int, **fields: Any) -> Step:
     return Step(
         step=step,
         steps=100,

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,11 +125,10 @@ def test_pictures_that_are_slow_become_smaller(
     now = [0.0]
     monkeypatch.setattr(previews, "_pixels", slow)
     monkeypatch.setattr(previews.Previewer, "_agreement", lambda *_: 0.5)
-    show: Callable[[Any], None] = previews.Previewer(
-        tmp_path, lambda *_: None, Ration(now=lambda: now[0])
-    )
+    show = previews.Previewer(tmp_path, lambda *_: None, Ration(now=lambda: now[0]))
+    loop: Any = None
     for _ in range(100):
         now[0] += 1.0
-        show(None)
+        show(loop)
     # The first may have waited for kernels to be compiled, and says nothing.
     assert sides[:5] == [SIDES[0], *SIDES, SIDES[-1]]

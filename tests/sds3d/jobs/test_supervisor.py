@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -186,3 +187,14 @@ def test_a_store_that_refuses_for_a_while_does_not_end_the_supervisor(
         supervisor.tend()
         assert supervisor.trouble is None
         assert store.get(job.id).state is State.QUEUED
+
+
+def test_who_serves_and_supervises_never_loads_what_computes() -> None:
+    code = """
+import sys
+import sds3d.batch.run, sds3d.jobs.service, sds3d.jobs.supervisor, sds3d.jobs.worker
+heavy = {"torch", "numba", "trimesh", "diffusers", "transformers", "scipy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
