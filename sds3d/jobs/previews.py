@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PICTURE = "growing.png"
 VIEWS = 4
 ELEVATION_DEG = 20.0
-SIDES = (160, 96, 64)
+SIDES = (128, 96, 64)
 """Sides of one view in pixels; the next is taken where a picture would be long in coming."""
 BACKGROUND = 0.93
 AGREEMENT_TIMES = (0.3, 0.5, 0.7, 0.5)
@@ -48,10 +48,11 @@ class Ration:
         affordable = self._spent + self.cost <= self.share * (now - self._began)
         return affordable and now - self._last >= self.seconds
 
-    def count(self, cost: float) -> None:
-        """Say what the picture that was just taken cost, in seconds."""
+    def count(self, cost: float, *, is_typical: bool = True) -> None:
+        """Say what the picture that was just taken cost, in seconds, and if the next will too."""
         self._spent += cost
-        self.cost = cost
+        if is_typical:
+            self.cost = cost
         self._last = self.now()
 
 
@@ -77,15 +78,16 @@ class Previewer:
 
         started = self._ration.now()
         path = self.folder / PICTURE
+        # The first is a small one: it pays for whatever is done once, kernels to be compiled.
+        side = self._sides[0] if self._is_warm else SIDES[-1]
         try:
-            write_atomic(path, png_bytes(_pixels(loop, self._sides[0])))
+            write_atomic(path, png_bytes(_pixels(loop, side)))
         except OSError as error:
             raise output_error(error, self.folder) from error
         agreement = self._agreement(loop)
         cost = self._ration.now() - started
-        self._ration.count(cost)
-        # A picture that comes less often than every other time is better a smaller one. The first
-        # says nothing of that: kernels may be compiled for it.
+        self._ration.count(cost, is_typical=self._is_warm)
+        # A picture that comes less often than every other time is better a smaller one.
         slow = self._is_warm and cost > 2 * self._ration.share * self._ration.seconds
         if slow and len(self._sides) > 1:
             self._sides.pop(0)
