@@ -214,7 +214,7 @@ def test_training_on_data_recovers_the_score(
         prior = float(torch.hypot(schedule.alpha(grid[:1]), schedule.sigma(grid[:1])))
         start = prior * torch.randn(n, 1, generator=generator)
         x = sample(training.denoiser, solver, grid, start, None, generator).x
-    # The prior itself is 0.5 from the data and more.
+    # The prior itself is 0.47 from the data and more.
     assert wasserstein_1d(x[:, 0], x0[:, 0]).sqrt().item() < 0.2
 
 

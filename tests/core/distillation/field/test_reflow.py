@@ -126,7 +126,7 @@ def test_two_rounds_and_one_step() -> None:
     with torch.no_grad():
         one = method.sample(z, 1, None, generator)[-1]
         path = method.sample(z, 16, None, generator)
-    # Untrained 1.0; Euler's one step of the teacher 0.7 in both.
+    # The noise is 0.47 away; Euler's one step of the teacher, the data's mean, 0.96.
     assert float((one - exact).square().mean().sqrt()) < 0.3
     assert float(wasserstein_1d(one[:, 0], x0[:, 0]).sqrt()) < 0.2
     assert float(wasserstein_1d(path[-1][:, 0], x0[:, 0]).sqrt()) < 0.2
