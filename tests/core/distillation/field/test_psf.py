@@ -89,7 +89,7 @@ def test_three_stages_end_in_one_step() -> None:
             to_nearest(sample_by_jumps(first, z, torch.linspace(1, 0, n + 1))[-1]).mean().item()
             for n in (16, 1)
         )
-    # About 0.40, 0.40 and 0.92 in a longer run; the noise is at 1.70, a point at the origin at 1.09.
+    # About 0.40, 0.40 and 0.92 in a longer run; noise is at 1.70, a point at the origin at 1.09.
     assert one < 1.15 * many
     assert one < 0.6 * hasty
     assert to_nearest(z).mean().item() > 1.3
