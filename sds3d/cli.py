@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from .generate import Generated, Parts
 
 HELP = """\
-usage: sds3d {generate,batch,export,preview,evaluate,distill,sample,methods,doctor,reproduce} ...
+usage: sds3d {generate,batch,app,export,preview,evaluate,distill,sample,methods,doctor,reproduce}
 
 Type a prompt, get a textured mesh.
 
   sds3d generate PROMPT        make a mesh (GLB, OBJ), a turntable and a contact sheet
   sds3d batch PROMPTS          make the meshes of a list of prompts; skips what is already made
+  sds3d app                    the same, and more, in a browser
   sds3d export RUN             make a finished run's mesh anew in other formats or sizes
   sds3d preview PROMPT         look at the teacher's own pictures of a prompt before a run
   sds3d evaluate               measure on random prompts how well meshes match them
@@ -228,6 +229,17 @@ def _batch(call: Call) -> int:
     return EXIT_FAILURES if summary.failed else EXIT_OK
 
 
+def _app(call: Call) -> int:
+    from .ui.config import AppConfig
+
+    config = call.parse(AppConfig)
+
+    from .ui.serve import run
+
+    run(config, call.output.line, call.stop)
+    return call.stop.exit_code
+
+
 def _export(call: Call) -> int:
     from .commands import Export
 
@@ -361,6 +373,7 @@ def _reproduce(call: Call) -> int:
 COMMANDS: dict[str, Callable[[Call], int]] = {
     "generate": _generate,
     "batch": _batch,
+    "app": _app,
     "export": _export,
     "preview": _preview,
     "evaluate": _evaluate,

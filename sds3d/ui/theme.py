@@ -1,0 +1,106 @@
+"""How it looks: a theme of the system's own fonts, and the style of our own pieces of HTML."""
+
+from __future__ import annotations
+
+import gradio as gr
+from gradio.themes.utils import sizes
+
+TITLE = "sds3d: text to 3D"
+
+THEME = gr.themes.Soft(
+    primary_hue=gr.themes.colors.teal,
+    secondary_hue=gr.themes.colors.teal,
+    neutral_hue=gr.themes.colors.slate,
+    radius_size=sizes.radius_md,
+    # Plain names are fonts of the machine; gradio's default would be fetched from elsewhere.
+    font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+    font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+)
+
+CSS = """
+.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+#head h1 { font-size: 1.5rem; margin: 0; }
+#head p { color: var(--body-text-color-subdued); margin: .1rem 0 0; }
+.chips { gap: .4rem !important; flex-wrap: wrap; }
+.chips button { flex: 0 1 auto !important; min-width: 0 !important; border-radius: 99px;
+  font-weight: 400; padding: .2rem .7rem; }
+.actions { flex-wrap: wrap; }
+.actions button { min-width: 6.5rem !important; }
+.notice { border-left: 3px solid var(--neutral-400); margin: .4rem 0; overflow-wrap: anywhere;
+  padding: .3rem .6rem; background: var(--background-fill-secondary); }
+.notice.error { border-color: #dc2626; }
+.notice.warning { border-color: #d97706; }
+.status h3 { font-size: 1.05rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+.status .state { background: var(--primary-600); border-radius: .3rem; color: #fff;
+  font-size: .8rem; margin-right: .3rem; padding: .1rem .45rem; vertical-align: .1em; }
+.status.failed .state { background: #b91c1c; }
+.status.queued .state, .status.cancelled .state { background: var(--neutral-500); }
+.status.stopped .state, .status.stopping .state { background: #b45309; }
+.status progress { accent-color: var(--primary-500); height: .7rem; width: 100%; }
+.status .facts, .status .health { color: var(--body-text-color-subdued); font-size: .875rem;
+  font-variant-numeric: tabular-nums; margin: .2rem 0 0; }
+.growing { background: #ededed; border-radius: .5rem; display: block; width: 100%;
+  aspect-ratio: 4 / 1; object-fit: contain; image-rendering: auto; }
+.growing.none { align-items: center; aspect-ratio: 4 / 1; color: var(--body-text-color-subdued);
+  background: var(--background-fill-secondary); border: 1px dashed var(--border-color-primary);
+  display: flex; justify-content: center; padding: 1rem; text-align: center; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+.plot { flex: 1 1 14rem; margin: 0; }
+.plot figcaption { color: var(--body-text-color-subdued); font-size: .8rem; }
+.plot b { color: var(--body-text-color); font-weight: 600; }
+.plot svg { background: var(--background-fill-secondary); border-radius: .4rem; display: block;
+  height: 6rem; width: 100%; }
+.plot polyline { fill: none; stroke: var(--primary-500); stroke-width: 2;
+  vector-effect: non-scaling-stroke; }
+.plot polyline.line-1 { stroke: #d97706; }
+.plot polyline.line-2 { stroke: #7c3aed; }
+.turntable, .sheet { border-radius: .5rem; display: block; width: 100%; background: #fff; }
+.sheet { margin-top: .6rem; }
+.statistics { border-collapse: collapse; font-size: .9rem; width: 100%; }
+.statistics th, .statistics td { border-bottom: 1px solid var(--border-color-primary);
+  padding: .25rem .4rem; text-align: left; font-variant-numeric: tabular-nums; }
+.statistics th { color: var(--body-text-color-subdued); font-weight: 400; }
+.statistics td.best { font-weight: 700; }
+.downloads { display: flex; flex-wrap: wrap; gap: .5rem; margin: .6rem 0; }
+.downloads a, .button { background: var(--button-secondary-background-fill);
+  border: 1px solid var(--border-color-primary); border-radius: .4rem;
+  color: var(--button-secondary-text-color) !important; cursor: pointer; font-size: .875rem;
+  padding: .35rem .8rem; text-decoration: none !important; }
+.downloads a:first-child { background: var(--primary-600); color: #fff !important; }
+.gallery { display: grid; gap: .9rem;
+  grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); }
+.gallery article { border: 1px solid var(--border-color-primary); border-radius: .5rem;
+  display: flex; flex-direction: column; overflow: hidden; }
+.gallery .thumb { aspect-ratio: 4 / 3; background: #fff; display: block; overflow: hidden;
+  position: relative; }
+.gallery .thumb img { height: 100%; width: 100%; object-fit: cover; object-position: left top;
+  display: block; }
+.gallery .thumb.sheet4 img { height: 200%; width: 400%; max-width: none; object-fit: fill; }
+.gallery .thumb.sheet4 { aspect-ratio: 1; }
+.gallery .thumb.none { align-items: center; background: var(--background-fill-secondary);
+  color: var(--body-text-color-subdued); display: flex; justify-content: center; aspect-ratio: 1; }
+.gallery .growing4 { aspect-ratio: 1; }
+.gallery .growing4 img { width: 400%; max-width: none; object-fit: fill; }
+.gallery h4 { font-size: .95rem; margin: .5rem .6rem 0; overflow-wrap: anywhere; }
+.gallery p { color: var(--body-text-color-subdued); font-size: .8rem; margin: .1rem .6rem; }
+.gallery footer { display: flex; flex-wrap: wrap; gap: .35rem; margin-top: auto; padding: .6rem; }
+.gallery .button { font-size: .8rem; padding: .2rem .55rem; }
+.card h3 { margin: 0; font-size: 1.1rem; }
+.card .equation { background: var(--background-fill-secondary); border-radius: .4rem;
+  font-family: var(--font-mono); font-size: .85rem; overflow-x: auto; padding: .5rem .7rem; }
+.card p { margin: .3rem 0; }
+.card dl { display: grid; gap: .15rem .8rem; grid-template-columns: max-content 1fr;
+  font-size: .875rem; margin: .4rem 0 0; }
+.card dt { color: var(--body-text-color-subdued); }
+.card dd { margin: 0; overflow-wrap: anywhere; }
+.students { display: grid; gap: 1.2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.students img { background: #fff; border-radius: .4rem; display: block; margin-top: .5rem;
+  width: 100%; }
+.teacher-preview img { border-radius: .5rem; width: 100%; }
+@media (max-width: 640px) {
+  .gradio-container { padding: .5rem !important; }
+  .growing, .growing.none { aspect-ratio: auto; }
+  .gallery { grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
+}
+"""
