@@ -10,12 +10,21 @@ import torch
 
 from core.distillation.field.classifier_features import ClassifierFeatureDistillation
 from core.distillation.field.consistency import ConsistencyDistillation, ConsistencyTraining
+from core.distillation.field.coupling import CurvatureCoupling
 from core.distillation.field.ctm import CTM
+from core.distillation.field.dsno import DSNO
 from core.distillation.field.guidance import GuidanceDistillation, GuidedProgressive
+from core.distillation.field.interpolants import StochasticInterpolants
 from core.distillation.field.knowledge import KnowledgeDistillation
 from core.distillation.field.lcm import LatentConsistency
 from core.distillation.field.mean_flow import MeanFlow
+from core.distillation.field.mmd_ddm import MMDFineTuning
 from core.distillation.field.progressive import ProgressiveDistillation
+from core.distillation.field.psf import PointStraightFlow
+from core.distillation.field.reflow import Reflow
+from core.distillation.field.riemannian import RiemannianFlowMatching
+from core.distillation.field.self_consistent_velocity import SelfConsistentVelocity
+from core.distillation.field.sft_pg import PolicyGradient
 from core.distillation.field.shortcut import ShortcutModel
 from core.distillation.field.tract import TRACT
 from core.distillation.generator.adversarial import ADD
@@ -43,9 +52,18 @@ METHODS: tuple[type[Distillation], ...] = (
     ConsistencyTraining,
     TRACT,
     CTM,
+    LatentConsistency,
+    Reflow,
+    PointStraightFlow,
+    CurvatureCoupling,
+    StochasticInterpolants,
+    RiemannianFlowMatching,
+    SelfConsistentVelocity,
+    DSNO,
+    PolicyGradient,
+    MMDFineTuning,
     MeanFlow,
     ShortcutModel,
-    LatentConsistency,
     ConditionalKL,
     SDSGenerator,
     ParticleVSD,

@@ -7,17 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from core.distillation.field.classifier_features import mixture_classifier
 from core.distillation.method import Ground
 from core.distillation.mixture_ground import mixture_ground, ring_mixture, two_mode_mixture
+from core.distillation.point_cloud_ground import point_cloud_ground
 from core.mixture import GaussianMixture
 
 from ..assets import shipped
+from ..errors import BadInput
 from .digits import digit_classifier, digits_ground
 
-GroundName = Literal["mixture", "mixture-1d", "digits"]
+GroundName = Literal["mixture", "mixture-1d", "digits", "clouds"]
+
+
+def load_clouds(folder: Path) -> Tensor:
+    """[M, N, 3], of unit variance. Raises BadInput where the file is missing."""
+    path = folder / "clouds.safetensors"
+    if not path.is_file():
+        raise BadInput(
+            f"{path.name} of the clouds ground is not in {folder}: install the package again, "
+            "or run scripts/sample_point_clouds.py"
+        )
+    return load_file(path)["points"].float()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +55,13 @@ def named_ground(name: GroundName, assets: Path | None = None) -> NamedGround:
     mixture      six modes of unequal weight on a circle; exact teacher
     mixture-1d   two modes on a line; exact teacher and flow
     digits       8x8 handwritten digits in ten classes; the teacher that ships
+    clouds       points on the surfaces of the toybox world's things; exact teacher
     """
+    if name == "clouds":
+        clouds = load_clouds(assets or shipped("clouds"))
+        return NamedGround(
+            name=name, ground=point_cloud_ground(clouds), has_labels=False, classifier=None
+        )
     if name == "mixture-1d":
         mixture = two_mode_mixture()
         return NamedGround(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from core.denoiser import Conditioning
 from core.distillation.method import Distillation
 from core.distillation.students import sample_by_solver
-from core.metrics import frechet_distance, mmd_squared, mode_weights, sliced_wasserstein
+from core.metrics import (
+    chamfer_distance,
+    frechet_distance,
+    mmd_squared,
+    mode_weights,
+    sliced_wasserstein,
+)
 from core.solvers.ddim import DDIM
 
 from .digits import digits
@@ -62,6 +70,9 @@ def measure(ground: NamedGround, samples: Tensor, teacher: Tensor, seed: int) ->
     """Distances of samples [N, ...]; less is better.
 
     sliced_wasserstein, mmd      to fresh data
+    chamfer                      mean of the samples' Chamfer distances to the nearest of the data's
+                                 clouds, on clouds; the distances above know no order of points
+                                 and are left out there
     to_teacher                   sliced Wasserstein distance to the teacher's samples
     mode_weight_error            largest error of a mode's weight, on mixtures
     frechet                      on the features of the frozen classifier, on digits, to the images
@@ -69,9 +80,11 @@ def measure(ground: NamedGround, samples: Tensor, teacher: Tensor, seed: int) ->
     """
     generator = torch.Generator().manual_seed(seed + 1)
     data = ground.ground.data(len(samples), generator).x0
-    bandwidths = [0.25 * ground.ground.data_std, ground.ground.data_std]
-    if ground.name == "digits":
-        bandwidths = [s * 8.0 for s in bandwidths]  # distances grow with the root of 64 pixels
+    # Distances grow with the root of the number of coordinates.
+    scale = ground.ground.data_std * math.sqrt(samples[0].numel())
+    bandwidths = [0.25 * scale, scale]
+    if ground.name == "clouds":
+        return {"chamfer": _nearest_chamfer(samples[:100], data[:200])}
     few = slice(0, MMD_SAMPLES)
     found = {
         "sliced_wasserstein": float(sliced_wasserstein(samples, data, generator)),
@@ -85,6 +98,11 @@ def measure(ground: NamedGround, samples: Tensor, teacher: Tensor, seed: int) ->
     elif ground.classifier is not None:
         found["frechet"] = _frechet(ground, samples, digits()[0].images)
     return found
+
+
+def _nearest_chamfer(samples: Tensor, data: Tensor) -> float:
+    nearest = [chamfer_distance(one.expand(len(data), *one.shape), data).amin() for one in samples]
+    return float(torch.stack(nearest).mean())
 
 
 def digits_floor(ground: NamedGround) -> float:

@@ -22,6 +22,8 @@ def draw_samples(ground: NamedGround, states: list[Tensor], data: Tensor, path: 
     """The last of `states` [B, ...] against the data, and the way there where it can be drawn."""
     if ground.name == "digits":
         figure = _digit_grid(states[-1])
+    elif ground.name == "clouds":
+        figure = _clouds(states[-1])
     elif ground.name == "mixture":
         figure = _plane(states, data)
     else:
@@ -38,6 +40,16 @@ def _digit_grid(images: Tensor, columns: int = 10) -> Figure:
     axes = figure.subplots()
     axes.imshow(sheet.numpy(), cmap="gray", vmin=-1, vmax=1)
     axes.set_axis_off()
+    return figure
+
+
+def _clouds(clouds: Tensor, columns: int = 6, rows: int = 2) -> Figure:
+    figure = Figure(figsize=(columns * 1.6, rows * 1.6), layout="tight")
+    for i, cloud in enumerate(clouds[: rows * columns].numpy()):
+        axes = figure.add_subplot(rows, columns, i + 1, projection="3d")
+        # The world's up is y, matplotlib's z.
+        axes.scatter(cloud[:, 2], cloud[:, 0], cloud[:, 1], s=3)
+        axes.set_axis_off()
     return figure
 
 

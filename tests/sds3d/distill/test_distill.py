@@ -15,7 +15,7 @@ from sds3d import cli
 from sds3d.assets import shipped
 from sds3d.distill.catalogue import METHODS, card_as_dict, find_method, make_method
 from sds3d.distill.digits import digit_classifier, digits
-from sds3d.distill.grounds import named_ground
+from sds3d.distill.grounds import GroundName, named_ground
 from sds3d.distill.measure import conditioning, digits_floor, draw, measure, teacher_samples
 from sds3d.distill.run import DistillConfig, distill
 from sds3d.distill.students import load_student
@@ -34,10 +34,13 @@ def test_every_method_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) 
     assert all(f"  {m.card.name} " in text for m in METHODS)
 
 
+GROUNDS: dict[str, GroundName] = {"psf": "clouds", "riemannian": "mixture"}
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.card.name)
 def test_every_method_trains_and_samples_on_some_ground(method) -> None:
     labels = {Needs.LABELS, Needs.CLASSIFIER} & method.card.needs
-    ground = named_ground("mixture" if labels else "mixture-1d")
+    ground = named_ground("mixture" if labels else GROUNDS.get(method.card.name, "mixture-1d"))
     nfe = method.card.nfe[0]
     made = make_method(method, ground, steps=8, nfe=nfe, batch=16, learning_rate=1e-3, seed=0)
     before = {k: v.clone() for k, v in made.student.state_dict().items()}
