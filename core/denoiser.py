@@ -24,6 +24,8 @@ __all__ = [
     "ClassifierFreeGuidance",
     "Conditioning",
     "Denoiser",
+    "Guidance",
+    "GuidedPrediction",
     "PerpNegGuidance",
     "can_concatenate",
     "concatenate",
@@ -45,6 +47,7 @@ class Conditioning:
 
     text       [B, L, D] token embeddings
     text_mask  [B, L] bool, True at real tokens; None means that all are
+    pooled_text  [B, P], the prompt as a whole, for networks that take it beside the tokens
     camera     [B, ...] in the form that the teacher documents; opaque here
     labels     [B] long, the class of each sample; -1 is no class
     guidance_scale  [B], for networks that take it as an input (guidance-distilled ones)
@@ -53,6 +56,7 @@ class Conditioning:
 
     text: Tensor | None = None
     text_mask: Tensor | None = None
+    pooled_text: Tensor | None = None
     camera: Tensor | None = None
     labels: Tensor | None = None
     guidance_scale: Tensor | None = None
@@ -119,13 +123,17 @@ class Conditioning:
         return replace(cond, camera=camera, uncond=uncond)
 
     def _tensors(self) -> list[Tensor]:
-        fields = (self.text, self.text_mask, self.camera, self.labels, self.guidance_scale)
+        fields = (*self._maskless_fields(), self.text_mask)
         return [tensor for tensor in fields if tensor is not None]
+
+    def _maskless_fields(self) -> tuple[Tensor | None, ...]:
+        return (self.text, self.pooled_text, self.camera, self.labels, self.guidance_scale)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
         return Conditioning(
             text=None if self.text is None else function(self.text),
             text_mask=None if self.text_mask is None else function(self.text_mask),
+            pooled_text=None if self.pooled_text is None else function(self.pooled_text),
             camera=None if self.camera is None else function(self.camera),
             labels=None if self.labels is None else function(self.labels),
             guidance_scale=None if self.guidance_scale is None else function(self.guidance_scale),
@@ -136,11 +144,7 @@ class Conditioning:
 def can_concatenate(conds: Sequence[Conditioning]) -> bool:
     """Whether every field is present in all of `conds` or in none (masks aside)."""
     present = {
-        tuple(
-            field is None
-            for field in (cond.text, cond.camera, cond.labels, cond.guidance_scale, cond.uncond)
-        )
-        for cond in conds
+        tuple(field is None for field in (*cond._maskless_fields(), cond.uncond)) for cond in conds
     }
     if len(present) != 1:
         return False
@@ -162,6 +166,7 @@ def concatenate(conds: Sequence[Conditioning]) -> Conditioning:
             "them. Call the denoiser once for each instead."
         )
     text, text_mask = _concatenate_text(conds)
+    pooled = [cond.pooled_text for cond in conds if cond.pooled_text is not None]
     cameras = [cond.camera for cond in conds if cond.camera is not None]
     labels = [cond.labels for cond in conds if cond.labels is not None]
     scales = [cond.guidance_scale for cond in conds if cond.guidance_scale is not None]
@@ -169,6 +174,7 @@ def concatenate(conds: Sequence[Conditioning]) -> Conditioning:
     return Conditioning(
         text=text,
         text_mask=text_mask,
+        pooled_text=torch.cat(pooled) if pooled else None,
         camera=torch.cat(cameras) if cameras else None,
         labels=torch.cat(labels) if labels else None,
         guidance_scale=torch.cat(scales) if scales else None,
@@ -195,6 +201,23 @@ def _concatenate_text(conds: Sequence[Conditioning]) -> tuple[Tensor | None, Ten
     return torch.cat(padded), torch.cat(masks)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GuidedPrediction:
+    """What guidance made for one x_t, and what it made it of."""
+
+    guided: Prediction
+    conditional: Prediction
+    unconditional: Prediction
+
+
+class Guidance(Denoiser, Protocol):
+    """A denoiser that contrasts cond with cond.uncond, and shows the two when asked."""
+
+    def parts(
+        self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None
+    ) -> GuidedPrediction: ...
+
+
 @dataclass(frozen=True, eq=False)
 class ClassifierFreeGuidance:
     """eps_uncond + guidance_scale (eps_cond - eps_uncond) (arXiv 2207.12598, Eq. 6).
@@ -214,11 +237,15 @@ class ClassifierFreeGuidance:
         return self.denoiser.schedule
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        return self.parts(x_t, t, cond).guided
+
+    def parts(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> GuidedPrediction:
         cond, uncond = _with_uncond(cond, type(self).__name__)
         conditional, unconditional = _predict_each(self.denoiser, x_t, t, [cond, uncond])
-        return conditional.with_value(
+        guided = conditional.with_value(
             torch.lerp(unconditional.value, conditional.value, self.guidance_scale)
         )
+        return GuidedPrediction(guided=guided, conditional=conditional, unconditional=unconditional)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,6 +281,9 @@ class PerpNegGuidance:
         return self.denoiser.schedule
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        return self.parts(x_t, t, cond).guided
+
+    def parts(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> GuidedPrediction:
         cond, uncond = _with_uncond(cond, type(self).__name__)
         positive, unconditional, *others = _predict_each(
             self.denoiser, x_t, t, [cond, uncond, *self.negatives]
@@ -263,7 +293,8 @@ class PerpNegGuidance:
         for prediction, weight in zip(others, self.negative_weights, strict=True):
             away = _orthogonal_part(prediction.value - unconditional.value, toward)
             direction = direction - per_sample(weight.expand(len(x_t)), x_t) * away
-        return positive.with_value(unconditional.value + self.guidance_scale * direction)
+        guided = positive.with_value(unconditional.value + self.guidance_scale * direction)
+        return GuidedPrediction(guided=guided, conditional=positive, unconditional=unconditional)
 
 
 def _with_uncond(cond: Conditioning | None, wrapper: str) -> tuple[Conditioning, Conditioning]:

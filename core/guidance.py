@@ -1,0 +1,96 @@
+"""Wrappers around guidance: its standard deviation brought back, and its other half alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from core.denoiser import Conditioning, Denoiser, Guidance, GuidedPrediction
+from core.prediction import Parametrisation, Prediction
+from core.schedule import NoiseSchedule
+
+__all__ = ["GuidanceRescale", "Unconditional"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GuidanceRescale:
+    """Guidance whose output keeps the spread of the conditional one (arXiv 2305.08891, Sec. 3.4).
+
+    With y the reading of a prediction in `space`, std over all of a sample's elements:
+
+        y = phi (std(y_cond) / std(y_guided)) y_guided + (1 - phi) y_guided,    phi = `rescale`.
+
+    The paper rescales the network's own output (space = EPS or V_PREDICTION); MVDream
+    (arXiv 2308.16512) rescales x0, which is what matters to score distillation. A Guidance
+    itself: 0 leaves `guidance` as it is.
+
+    `views` consecutive samples share one factor, so that the views of one object keep their
+    relative contrast; the batch must be a multiple of it.
+    """
+
+    guidance: Guidance
+    rescale: float
+    space: Parametrisation = Parametrisation.X0
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale must lie in [0, 1], got {self.rescale}.")
+        if self.views < 1:
+            raise ValueError(f"views must be at least 1, got {self.views}.")
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.guidance.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        return self.parts(x_t, t, cond).guided
+
+    def parts(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> GuidedPrediction:
+        parts = self.guidance.parts(x_t, t, cond)
+        if self.rescale == 0:
+            return parts
+        guided = parts.guided.read(self.space)
+        wanted = self._std(parts.conditional.read(self.space))
+        found = self._std(guided)
+        # A constant output has no spread to bring back.
+        factor = torch.where(found > 0, wanted / found.where(found > 0, 1.0), 1.0)
+        factor = self.rescale * factor + (1 - self.rescale)
+        value = factor.reshape(-1, *[1] * (x_t.ndim - 1)) * guided
+        prediction = Prediction(value, self.space, x_t, t, self.schedule)
+        return replace(parts, guided=prediction)
+
+    def _std(self, values: Tensor) -> Tensor:
+        """[B], the same for all samples of a group."""
+        if len(values) % self.views != 0:
+            raise ValueError(
+                f"A batch of {len(values)} is no multiple of {self.views} views: give each object "
+                "all of its views."
+            )
+        groups = values.reshape(len(values) // self.views, -1)
+        return groups.std(1).repeat_interleave(self.views)
+
+
+@dataclass(frozen=True, eq=False)
+class Unconditional:
+    """The prediction for cond.uncond alone: guidance at scale 0 for the price of one pass.
+
+    Without a conditioning it is the denoiser itself.
+    """
+
+    denoiser: Denoiser
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        if cond is None:
+            return self.denoiser(x_t, t)
+        if cond.uncond is None:
+            raise ValueError(
+                "Unconditional needs cond.uncond, the conditioning of the empty or negative prompt."
+            )
+        return self.denoiser(x_t, t, cond.uncond.expand(len(x_t)))
