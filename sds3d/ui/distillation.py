@@ -193,7 +193,10 @@ class Distillation:
             self.first = gr.Dropdown([], label="Method", elem_id="method")
             self.second = gr.Dropdown([NONE], value=NONE, label="Compare with")
         with gr.Row():
-            self.first_card, self.second_card = gr.HTML(min_width=300), gr.HTML(min_width=300)
+            self.first_card, self.second_card = (
+                gr.HTML(apply_default_css=False, min_width=300),
+                gr.HTML(apply_default_css=False, min_width=300),
+            )
         with gr.Row():
             self.nfe = gr.Dropdown(
                 [1], value=1, label="Evaluations per sample (NFE)", allow_custom_value=True
@@ -203,8 +206,8 @@ class Distillation:
         with gr.Row(elem_classes="actions"):
             self.go = gr.Button("Train", variant="primary", elem_id="train")
             self.end = gr.Button("Stop", visible=False)
-        self.notice = gr.HTML()
-        self.shown = gr.HTML(elem_id="students")
+        self.notice = gr.HTML(apply_default_css=False)
+        self.shown = gr.HTML(apply_default_css=False, elem_id="students")
         self.keys = gr.State([])
         self.timer = gr.Timer(REFRESH_SECONDS, active=False)
         self._bind(tab)

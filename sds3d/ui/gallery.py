@@ -117,8 +117,8 @@ class Gallery:
         with gr.Row():
             self.search = gr.Textbox(label="Search", placeholder="a word of the prompt", scale=4)
         self.limit = gr.State(PAGE)
-        self.notice = gr.HTML()
-        self.cards = gr.HTML(js_on_load=ON_CLICK, elem_id="gallery")
+        self.notice = gr.HTML(apply_default_css=False)
+        self.cards = gr.HTML(apply_default_css=False, js_on_load=ON_CLICK, elem_id="gallery")
         self.further = gr.Button("Show more", visible=False)
         quiet: dict[str, Any] = {
             "api_visibility": "private",

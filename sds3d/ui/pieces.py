@@ -131,8 +131,13 @@ def plots(job: Job, reading: Reading) -> str:
     )
 
 
-def turntable(job: Job, result: dict[str, Any]) -> str:
-    """The film of the finished mesh, before it the pictures of it."""
+def report(job: Job, result: dict[str, Any]) -> str:
+    """Film, pictures and figures of the finished mesh."""
+    film, table = _film(job, result), _statistics(result)
+    return f'<div class="report"><div>{film}</div>{table}</div>'
+
+
+def _film(job: Job, result: dict[str, Any]) -> str:
     pieces = []
     if "turntable.mp4" in result["files"]:
         source = url("jobs", job.id, "turntable.mp4")
@@ -148,8 +153,7 @@ def turntable(job: Job, result: dict[str, Any]) -> str:
     return "".join(pieces)
 
 
-def statistics(result: dict[str, Any]) -> str:
-    """The mesh in figures, as a table."""
+def _statistics(result: dict[str, Any]) -> str:
     mesh = result.get("mesh", {})
     rows: list[tuple[str, str]] = []
     rows += [

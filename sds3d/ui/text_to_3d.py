@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -49,8 +50,7 @@ class Look:
     plots: str = ""
     has_result: bool = False
     model: str | None = None
-    turntable: str = ""
-    statistics: str = ""
+    report: str = ""
     downloads: str = ""
     command: str = ""
     can_stop: bool = False
@@ -83,8 +83,7 @@ def look(desk: Desk, job: Job) -> Look:
             "has_result": True,
             "picture": "",
             "model": None if model is None else str(model),
-            "turntable": pieces.turntable(job, result),
-            "statistics": pieces.statistics(result),
+            "report": pieces.report(job, result),
             "downloads": pieces.downloads(job, result),
         }
         return Look(**shown)
@@ -171,6 +170,10 @@ class TextTo3D:
         return teacher
 
     def _changes(self, shown: Look, seen: Seen) -> list[Any]:
+        if shown.has_result and not seen.get("has_result"):
+            # Gradio's viewer misses a mesh that comes while it is being put into the page: the
+            # place first, the mesh at the next tick.
+            shown = dataclasses.replace(shown, model=None, is_live=True)
         now = vars(shown)
         updates: dict[str, Any] = {
             "status": shown.status,
@@ -178,8 +181,7 @@ class TextTo3D:
             "plots": gr.update(value=shown.plots, visible="<svg" in shown.plots),
             "has_result": gr.update(visible=shown.has_result),
             "model": gr.update(value=shown.model),
-            "turntable": shown.turntable,
-            "statistics": shown.statistics,
+            "report": shown.report,
             "downloads": shown.downloads,
             "command": gr.update(value=shown.command, visible=bool(shown.command)),
             "can_stop": gr.update(visible=shown.can_stop),
@@ -190,7 +192,7 @@ class TextTo3D:
         changed = {name for name in now if name not in seen or seen[name] != now[name]}
         outputs = [update if name in changed else gr.skip() for name, update in updates.items()]
         # Two buttons hang on whether there is something to end.
-        outputs.insert(9, updates["can_stop"] if "can_stop" in changed else gr.skip())
+        outputs.insert(8, updates["can_stop"] if "can_stop" in changed else gr.skip())
         return [*outputs, dict(now)]
 
     # --- how it looks -------------------------------------------------------------------------
@@ -218,10 +220,10 @@ class TextTo3D:
         with gr.Row(elem_classes="chips"):
             self.chips = [gr.Button(text, size="sm") for text in EXAMPLES]
         self.negative = gr.Textbox(label="What shall it not be?", placeholder="(optional)")
-        with gr.Row():
-            self.preset = gr.Radio(list(PRESETS), value="fast", label="Preset", scale=3)
+        self.preset = gr.Radio(list(PRESETS), value="fast", label="Preset")
+        with gr.Row(elem_classes="bottom"):
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
-            self.randomize = gr.Button("Randomize", size="sm", min_width=100)
+            self.randomize = gr.Button("Randomize", min_width=120)
         self.teacher = gr.Dropdown(
             self.teachers,
             value=self.teachers[0],
@@ -251,11 +253,11 @@ class TextTo3D:
         with gr.Row(elem_classes="actions"):
             self.go = gr.Button("Generate", variant="primary", elem_id="generate")
             self.sketch = gr.Button("2D preview", elem_id="sketch")
-        self.notice = gr.HTML()
-        self.sketched = gr.HTML()
+        self.notice = gr.HTML(apply_default_css=False)
+        self.sketched = gr.HTML(apply_default_css=False)
 
     def _build_view(self) -> None:
-        self.status = gr.HTML(elem_id="status")
+        self.status = gr.HTML(apply_default_css=False, elem_id="status")
         with gr.Row(elem_classes="actions"):
             self.stop = gr.Button("Stop and keep", visible=False, elem_id="stop")
             self.cancel = gr.Button("Cancel", visible=False, elem_id="cancel")
@@ -263,16 +265,16 @@ class TextTo3D:
                 MORE_STEPS, label="More steps", precision=0, minimum=1, visible=False
             )
             self.resume = gr.Button("Continue", visible=False, elem_id="continue")
-        self.picture = gr.HTML(pieces.waiting_picture(NOTHING_YET), elem_id="picture")
+        self.picture = gr.HTML(
+            pieces.waiting_picture(NOTHING_YET), apply_default_css=False, elem_id="picture"
+        )
         with gr.Column(visible=False) as self.result:
             self.model = gr.Model3D(
                 label="The mesh: drag to turn it", height=420, interactive=False, elem_id="model"
             )
-            self.downloads = gr.HTML(elem_id="downloads")
-            with gr.Row():
-                self.turntable = gr.HTML(min_width=240)
-                self.statistics = gr.HTML(min_width=240)
-        self.plots = gr.HTML(visible=False)
+            self.downloads = gr.HTML(apply_default_css=False, elem_id="downloads")
+            self.report = gr.HTML(apply_default_css=False)
+        self.plots = gr.HTML(apply_default_css=False, visible=False)
         self.command = gr.Textbox(
             label="The same on the command line",
             interactive=False,
@@ -294,9 +296,9 @@ class TextTo3D:
     def outputs(self) -> list[Any]:
         """What `refresh` gives values for."""
         return [
-            *(self.status, self.picture, self.plots, self.result, self.model, self.turntable),
-            *(self.statistics, self.downloads, self.command, self.stop, self.cancel, self.resume),
-            *(self.more, self.timer, self.seen),
+            *(self.status, self.picture, self.plots, self.result, self.model, self.report),
+            *(self.downloads, self.command, self.stop, self.cancel, self.resume, self.more),
+            *(self.timer, self.seen),
         ]
 
     def _bind(self, demo: gr.Blocks) -> None:

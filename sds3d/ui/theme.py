@@ -7,7 +7,7 @@ from gradio.themes.utils import sizes
 
 TITLE = "sds3d: text to 3D"
 
-THEME = gr.themes.Soft(
+THEME = gr.themes.Default(
     primary_hue=gr.themes.colors.teal,
     secondary_hue=gr.themes.colors.teal,
     neutral_hue=gr.themes.colors.slate,
@@ -18,14 +18,18 @@ THEME = gr.themes.Soft(
 )
 
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container { margin: 0 auto !important; max-width: 1240px !important;
+  width: 100% !important; }
+.gradio-container main { max-width: none !important; width: 100% !important; }
+.block:has(> .html-container > div:empty) { display: none !important; }
 #head h1 { font-size: 1.5rem; margin: 0; }
 #head p { color: var(--body-text-color-subdued); margin: .1rem 0 0; }
 .chips { gap: .4rem !important; flex-wrap: wrap; }
 .chips button { flex: 0 1 auto !important; min-width: 0 !important; border-radius: 99px;
   font-weight: 400; padding: .2rem .7rem; }
-.actions { flex-wrap: wrap; }
+.actions, .bottom { align-items: flex-end; flex-wrap: wrap; }
 .actions button { min-width: 6.5rem !important; }
+.bottom button { flex: 0 0 auto !important; height: 2.6rem; }
 .notice { border-left: 3px solid var(--neutral-400); margin: .4rem 0; overflow-wrap: anywhere;
   padding: .3rem .6rem; background: var(--background-fill-secondary); }
 .notice.error { border-color: #dc2626; }
@@ -36,7 +40,12 @@ CSS = """
 .status.failed .state { background: #b91c1c; }
 .status.queued .state, .status.cancelled .state { background: var(--neutral-500); }
 .status.stopped .state, .status.stopping .state { background: #b45309; }
-.status progress { accent-color: var(--primary-500); height: .7rem; width: 100%; }
+.status progress { appearance: none; background: var(--neutral-200); border: 0; border-radius: 9px;
+  display: block; height: .5rem; margin: .4rem 0; overflow: hidden; width: 100%; }
+.dark .status progress { background: var(--neutral-700); }
+.status progress::-webkit-progress-bar { background: transparent; }
+.status progress::-webkit-progress-value { background: var(--primary-500); }
+.status progress::-moz-progress-bar { background: var(--primary-500); }
 .status .facts, .status .health { color: var(--body-text-color-subdued); font-size: .875rem;
   font-variant-numeric: tabular-nums; margin: .2rem 0 0; }
 .growing { background: #ededed; border-radius: .5rem; display: block; width: 100%;
@@ -48,7 +57,7 @@ CSS = """
 .plot { flex: 1 1 14rem; margin: 0; }
 .plot figcaption { color: var(--body-text-color-subdued); font-size: .8rem; }
 .plot b { color: var(--body-text-color); font-weight: 600; }
-.plot svg { background: var(--background-fill-secondary); border-radius: .4rem; display: block;
+.plot svg { border: 1px solid var(--border-color-primary); border-radius: .4rem; display: block;
   height: 6rem; width: 100%; }
 .plot polyline { fill: none; stroke: var(--primary-500); stroke-width: 2;
   vector-effect: non-scaling-stroke; }
@@ -56,6 +65,8 @@ CSS = """
 .plot polyline.line-2 { stroke: #7c3aed; }
 .turntable, .sheet { border-radius: .5rem; display: block; width: 100%; background: #fff; }
 .sheet { margin-top: .6rem; }
+.report { align-items: start; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
 .statistics { border-collapse: collapse; font-size: .9rem; width: 100%; }
 .statistics th, .statistics td { border-bottom: 1px solid var(--border-color-primary);
   padding: .25rem .4rem; text-align: left; font-variant-numeric: tabular-nums; }
