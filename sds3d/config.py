@@ -40,6 +40,9 @@ TeacherName = str
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Format = Literal["glb", "obj"]
+MethodName = Literal["sds", "sjc", "csd", "ism", "sdi", "nfsd", "reconstruction", "hifa", "cds"]
+TimestepPolicyName = Literal["linear", "sqrt", "uniform", "non-increasing"]
+ViewPromptsName = Literal["none", "discrete", "interpolated"]
 
 
 def clean_prompt(text: str, name: str = "prompt") -> str:
@@ -135,6 +138,22 @@ class OptimizeConfig:
     """Steps after these, with rates, times and resolution as at the end of the planned ones."""
     guidance_scale: float = 4.0
     """Classifier-free guidance: uncond + s (cond - uncond)."""
+    method: MethodName = field(default="sds", metadata=_ADDED_LATER)
+    """How the teacher's score becomes a gradient."""
+    guidance_rescale: float = field(default=0.0, metadata=_ADDED_LATER)
+    """Share by which the guided image's contrast is brought back to the unguided one's."""
+    perturbations: int = field(default=4, metadata=_ADDED_LATER)
+    """Noises averaged in each view (sjc)."""
+    timestep_interval: float = field(default=0.05, metadata=_ADDED_LATER)
+    """Time between the two neighbours that are compared (ism, cds)."""
+    ode_steps: int = field(default=10, metadata=_ADDED_LATER)
+    """Steps toward the image's own noise (ism, sdi) or toward the clean image (hifa)."""
+    view_prompts: ViewPromptsName = field(default="none", metadata=_ADDED_LATER)
+    """Whether prompts say front, side, back or overhead view: the nearest, or a mixture."""
+    perp_neg: bool = field(default=False, metadata=_ADDED_LATER)
+    """Avoid the other views' prompts, as far as that does not undo the view's own."""
+    camera_conditioning: bool = field(default=True, metadata=_ADDED_LATER)
+    """Tell the teacher where the camera stands."""
     views_per_step: int = 2
     """Cameras rendered in each step, stratified in azimuth."""
     resolutions: tuple[int, ...] = (32, 64)
@@ -147,6 +166,8 @@ class OptimizeConfig:
     """Largest diffusion time at the start and at the end."""
     timestep_min: tuple[float, float] = (0.4, 0.1)
     """Smallest diffusion time at the start and at the end."""
+    timestep_policy: TimestepPolicyName = field(default="linear", metadata=_ADDED_LATER)
+    """How times go from start to end: with progress, its root, not at all, or never upward."""
     encoding_learning_rate: float = 1e-1
     """Adam's rate for the hash grid."""
     mlp_learning_rate: float = 2e-2
@@ -171,6 +192,7 @@ class OptimizeConfig:
         require_number("--steps", self.steps, 1, 1_000_000)
         require_number("--extra-steps", self.extra_steps, 0, 1_000_000)
         require_number("--guidance-scale", self.guidance_scale, 0, 1000)
+        self._check_method()
         require_number("--views-per-step", self.views_per_step, 1, 64)
         _require(
             len(self.resolutions) > 0 and all(8 <= side <= 1024 for side in self.resolutions),
@@ -217,6 +239,45 @@ class OptimizeConfig:
         require_number("--normal-smoothness-weight", self.normal_smoothness_weight, 0)
         require_number("--occupancy-resolution", self.occupancy_resolution, 4, 512)
         require_number("--occupancy-interval", self.occupancy_interval, 1)
+
+    def _check_method(self) -> None:
+        for flag, value, allowed in (
+            ("--method", self.method, MethodName),
+            ("--view-prompts", self.view_prompts, ViewPromptsName),
+            ("--timestep-policy", self.timestep_policy, TimestepPolicyName),
+        ):
+            choices = get_args(allowed)
+            _require(value in choices, flag, value, f"give one of {', '.join(choices)}")
+        require_number("--guidance-rescale", self.guidance_rescale, 0, 1)
+        require_number("--perturbations", self.perturbations, 1, 64)
+        require_number("--timestep-interval", self.timestep_interval, 1e-3, 0.5)
+        require_number("--ode-steps", self.ode_steps, 1, 100)
+        _require(
+            self.method != "reconstruction" or self.guidance_rescale > 0,
+            "--guidance-rescale",
+            self.guidance_rescale,
+            "give a share above 0 (0.5 is MVDream's) with --method reconstruction; "
+            "without one it is sds",
+        )
+        _require(
+            self.method != "csd" or self.guidance_scale > 0,
+            "--guidance-scale",
+            self.guidance_scale,
+            "give a number above 0 with --method csd, which is guidance alone",
+        )
+        _require(
+            not self.perp_neg or self.view_prompts != "none",
+            "--perp-neg",
+            self.perp_neg,
+            "give --view-prompts interpolated (or discrete) with it: it is their views it avoids",
+        )
+        _require(
+            self.timestep_policy != "non-increasing"
+            or min(self.timestep_min) < max(self.timestep_max),
+            "--timestep-policy",
+            self.timestep_policy,
+            "give a --timestep-min below --timestep-max for times to sink through",
+        )
 
     @property
     def total_steps(self) -> int:
@@ -381,9 +442,10 @@ def run_key(config: GenerateConfig, weights_sha256: str) -> str:
     """
     options = to_dict(config)
     del options["out"], options["checkpoint_seconds"], options["teacher"]
-    if config.optimize.extra_steps == 0:
+    for f in dataclasses.fields(config.optimize):
         # So that the key is the one from before there was such an option.
-        del options["optimize"]["extra_steps"]
+        if f.metadata == _ADDED_LATER and getattr(config.optimize, f.name) == f.default:
+            del options["optimize"][f.name]
     document = {
         "algorithm": ALGORITHM_VERSION,
         "config": options,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.denoiser import ClassifierFreeGuidance, Conditioning, Denoiser
-from core.distillation.score.sds import SDS, surrogate_loss
+from core.denoiser import Conditioning, Denoiser
+from core.distillation.score.sds import surrogate_loss
 from nerf.background import random_background
 from nerf.cameras import camera_rays, orbit_c2w
 from nerf.field import FieldConfig, RadianceField
@@ -31,6 +31,7 @@ from .config import GenerateConfig, OptimizeConfig
 from .errors import Diverged
 from .events import Event, Health, Step, Warning
 from .runs import CheckpointFile
+from .supervision import supervise, timestep_policy
 from .views import FOVY_DEG, sample_views
 
 SNAPSHOT_INTERVAL = 25
@@ -107,6 +108,10 @@ def optimize(
     """
     options = config.optimize
     loop = Optimization(config, teacher)
+    if loop.supervision.view_prompts is not None and loop.supervision.view_prompts.are_one:
+        on_event(
+            Warning("the teacher reads all view prompts alike: --view-prompts changes nothing here")
+        )
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         loop.load(*state)
     snapshot = loop.tensors(), loop.meta()
@@ -189,8 +194,8 @@ class Optimization:
         self.teacher = teacher
         self.teacher_size = teacher.image_size
         self.device = torch.device(config.device)
-        self.distillation = SDS(ClassifierFreeGuidance(teacher, self.options.guidance_scale))
-        self.cond = teacher.encode(config.prompt, config.negative_prompt)
+        self.supervision = supervise(self.options, teacher, config.prompt, config.negative_prompt)
+        self.cond = self.supervision.cond
         self.field = make_field(self.options, config.seed).to(self.device)
         self.occupancy = OccupancyGrid(
             self.field.aabb,
@@ -244,8 +249,7 @@ class Optimization:
         clock.lap("render")
 
         t = sample_timesteps(options, progress, len(x), generator).to(self.device)
-        cond = self.cond.with_camera(views.camera.to(self.device))
-        gradient = self.distillation.gradient(x.detach(), t, cond, generator=generator)
+        gradient = self.supervision.gradient(x.detach(), t, views, generator)
         clock.lap("teacher")
 
         loss = surrogate_loss(x, gradient) / x[0].numel() / len(x)
@@ -357,10 +361,8 @@ def resolution_at(options: OptimizeConfig, progress: float) -> int:
 def sample_timesteps(
     options: OptimizeConfig, progress: float, count: int, generator: torch.Generator
 ) -> Tensor:
-    """Diffusion times [count], uniform in a window that sinks linearly with progress."""
-    low = options.timestep_min[0] + (options.timestep_min[1] - options.timestep_min[0]) * progress
-    high = options.timestep_max[0] + (options.timestep_max[1] - options.timestep_max[0]) * progress
-    return low + (high - low) * torch.rand(count, generator=generator)
+    """Diffusion times [count], as the options' policy chooses them at this progress."""
+    return timestep_policy(options).sample(progress, count, generator)
 
 
 def regularization(

@@ -1,0 +1,158 @@
+"""What the teacher is asked about each view, and how its answer becomes a gradient.
+
+The one place where the options' names become methods: `Supervision` is made once for a run, and
+made of nothing but its options and the teacher, so it has no state to save.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from core.denoiser import ClassifierFreeGuidance, Conditioning, Denoiser, Guidance, PerpNegGuidance
+from core.distillation.score.cds import CDS
+from core.distillation.score.csd import CSD
+from core.distillation.score.hifa import HiFA
+from core.distillation.score.ism import ISM
+from core.distillation.score.nfsd import NFSD, NFSD_NEGATIVE_PROMPT
+from core.distillation.score.reconstruction import Reconstruction
+from core.distillation.score.sdi import SDI
+from core.distillation.score.sds import SDS, ScoreDistillation
+from core.distillation.score.sjc import SJC
+from core.guidance import GuidanceRescale, Unconditional
+from core.timesteps import Pace, TimestepPolicy, TimestepWindow, WeightedNonIncreasing
+
+from .config import OptimizeConfig
+from .view_prompts import ViewPrompts, view_texts
+from .views import Views
+
+
+class Encoder(Denoiser, Protocol):
+    """What is needed of a teacher here."""
+
+    def encode(self, prompts: list[str] | str, negative_prompt: str = "") -> Conditioning: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Supervision:
+    """The teacher's judgement of views; made by `supervise`.
+
+    Attributes:
+        cond: The prompt without a view, one sample.
+        view_prompts: The prompt for each view, None where they are off.
+        negative: What NFSD keeps away from, None for the other methods.
+    """
+
+    options: OptimizeConfig
+    teacher: Encoder
+    cond: Conditioning
+    view_prompts: ViewPrompts | None
+    negative: Conditioning | None
+
+    def gradient(self, x: Tensor, t: Tensor, views: Views, generator: torch.Generator) -> Tensor:
+        """The direction for the views' images x [V, 3, H, W] in [-1, 1] at the times t [V]."""
+        cond = self.cond if self.view_prompts is None else self.view_prompts.at(views)
+        cond = self._seen(cond, views)
+        distillation = self.distillation(self.guidance(self.options.guidance_scale, views), views)
+        return distillation.gradient(x, t, cond, generator=generator)
+
+    def guidance(self, scale: float, views: Views) -> Guidance:
+        """The guided teacher for these views, with Perp-Neg and rescale where they are asked."""
+        guidance: Guidance = ClassifierFreeGuidance(self.teacher, scale)
+        if self.options.perp_neg and self.view_prompts is not None:
+            negatives, weights = self.view_prompts.negatives(views)
+            negatives = [self._seen(negative, views) for negative in negatives]
+            guidance = PerpNegGuidance(self.teacher, scale, negatives, weights)
+        # The reconstruction rescales by itself, all views of the step together.
+        if self.options.guidance_rescale > 0 and self.options.method != "reconstruction":
+            guidance = GuidanceRescale(guidance=guidance, rescale=self.options.guidance_rescale)
+        return guidance
+
+    def distillation(self, guidance: Guidance, views: Views) -> ScoreDistillation:
+        """The method that the options name."""
+        options, scale = self.options, self.options.guidance_scale
+        match options.method:
+            case "sds":
+                return SDS(guidance)
+            case "sjc":
+                return SJC(guidance, options.perturbations)
+            case "csd":
+                return CSD(guidance)
+            case "ism":
+                return ISM(
+                    denoiser=guidance,
+                    inverter=Unconditional(self.teacher),
+                    interval=options.timestep_interval,
+                    inversion_steps=options.ode_steps,
+                )
+            case "sdi":
+                return SDI(
+                    denoiser=guidance,
+                    inverter=ClassifierFreeGuidance(self.teacher, 2 - scale),
+                    inversion_steps=options.ode_steps,
+                )
+            case "nfsd":
+                assert self.negative is not None
+                negative = self._seen(self.negative, views)
+                return NFSD(guidance=guidance, denoiser=self.teacher, negative=negative)
+            case "reconstruction":
+                return Reconstruction(
+                    guidance=guidance,
+                    rescale=options.guidance_rescale,
+                    views=len(views.azimuth_deg),
+                )
+            case "hifa":
+                return HiFA(denoiser=guidance, steps=options.ode_steps)
+            case "cds":
+                return CDS(denoiser=guidance, interval=options.timestep_interval)
+
+    def _seen(self, cond: Conditioning, views: Views) -> Conditioning:
+        """`cond` with the views' cameras, unless the teacher is not to be told."""
+        if not self.options.camera_conditioning:
+            return cond
+        device = None if cond.text is None else cond.text.device
+        return cond.with_camera(views.camera.to(device))
+
+
+def supervise(
+    options: OptimizeConfig, teacher: Encoder, prompt: str, negative_prompt: str
+) -> Supervision:
+    """Encode all that a run will ask the teacher."""
+    negative = None
+    if options.method == "nfsd":
+        # Here the negative prompt is not what guidance contrasts with.
+        negative = teacher.encode(negative_prompt or NFSD_NEGATIVE_PROMPT)
+        negative = replace(negative, uncond=None)
+        negative_prompt = ""
+    view_prompts = None
+    if options.view_prompts != "none":
+        view_prompts = ViewPrompts(
+            texts=teacher.encode(view_texts(prompt), negative_prompt),
+            interpolated=options.view_prompts == "interpolated",
+        )
+    return Supervision(
+        options=options,
+        teacher=teacher,
+        cond=teacher.encode(prompt, negative_prompt),
+        view_prompts=view_prompts,
+        negative=negative,
+    )
+
+
+def timestep_policy(options: OptimizeConfig) -> TimestepPolicy:
+    """The policy that the options name, between their times."""
+    low, high = options.timestep_min, options.timestep_max
+    match options.timestep_policy:
+        case "linear":
+            return TimestepWindow(low=low, high=high)
+        case "sqrt":
+            return TimestepWindow(low=low, high=high, pace=Pace.SQRT)
+        case "uniform":
+            return TimestepWindow(
+                low=(min(low), min(low)), high=(max(high), max(high)), pace=Pace.CONSTANT
+            )
+        case "non-increasing":
+            return WeightedNonIncreasing(t_min=min(low), t_max=max(high))
