@@ -153,7 +153,7 @@ class OptimizeConfig:
     perp_neg: bool = field(default=False, metadata=_ADDED_LATER)
     """Avoid the other views' prompts, as far as that does not undo the view's own."""
     camera_conditioning: bool = field(default=True, metadata=_ADDED_LATER)
-    """Tell the teacher where the camera stands."""
+    """Whether the teacher is told where the camera stands."""
     views_per_step: int = 2
     """Cameras rendered in each step, stratified in azimuth."""
     resolutions: tuple[int, ...] = (32, 64)
