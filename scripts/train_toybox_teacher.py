@@ -4,8 +4,9 @@
     python scripts/train_toybox_teacher.py --preset gpu --minutes 15
 
 Killed at any moment and started again with the same command, it goes on from its last state and
-reaches the same weights, bit for bit on the same machine. Images are rendered once into a cache
-(the same images from the same seed) by a thread beside the training.
+reaches the same weights, bit for bit on the same machine. The text encoder learns to read first
+(a minute) and is frozen then. Images are rendered once into a cache (the same images from the same
+seed) by a thread beside the training.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from core.teachers.toybox_network import (
     ToyboxNetwork,
     channels_last,
     load_network,
-    make_text_encoder,
+    make_network,
     make_tokenizer,
-    make_unet,
     save_network,
 )
 from sds3d.toybox.captions import plain_caption, sample_caption, vocabulary
 from sds3d.toybox.colors import COLOR_NAMES, COLOR_SYNONYMS
 from sds3d.toybox.kinds import KIND_NAMES, KINDS, SUPPORTS
+from sds3d.toybox.reading import teach_reading
 from sds3d.toybox.scenes import SceneSpec, build, sample_training_spec
 from sds3d.toybox.tracer import Light, render_rgba
 
@@ -66,25 +67,30 @@ class TrainConfig:
             the first `images_at_start + k * images_per_step`, so that training starts early and
             stays reproducible.
         learning_rate, warmup_steps, weight_decay, ema_decay: AdamW and its average.
+        reading_steps, reading_batch, reading_learning_rate: The text encoder's own training.
         logit_mean, logit_std: Logit-normal timesteps, arXiv 2403.03206 Section 3.1.
         text_dropout, camera_dropout: Independent shares of unconditional training.
         minutes: Stop after so many minutes (state saved), 0 for no limit.
         render_threads: Threads that fill the cache.
+        compile: Compile the training step; on a CPU this needs a C++ compiler.
     """
 
     out: Path = Path(".training/toybox")
     init: Path | None = None
-    steps: int = 40_000
-    decay_steps: int = 8_000
-    batch: int = 32
+    steps: int = 16_000
+    decay_steps: int = 6_000
+    batch: int = 64
     images: int = 100_000
     images_at_start: int = 6_000
-    images_per_step: int = 5
-    learning_rate: float = 5e-4
-    warmup_steps: int = 200
+    images_per_step: int = 10
+    learning_rate: float = 8e-4
+    warmup_steps: int = 300
     weight_decay: float = 0.01
     ema_decay: float = 0.999
-    logit_mean: float = 0.3
+    reading_steps: int = 600
+    reading_batch: int = 128
+    reading_learning_rate: float = 2e-3
+    logit_mean: float = 0.5
     logit_std: float = 1.1
     text_dropout: float = 0.1
     camera_dropout: float = 0.2
@@ -285,14 +291,14 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * warm * min(1.0, max(left, 0.0))
 
 
-def velocity_loss(network: ToyboxNetwork, batch: Batch) -> Tensor:
+def velocity_loss(network: ToyboxNetwork, batch: Batch, text: Tensor) -> Tensor:
     """Mean of ((x0_hat - x0) / max(t, 0.1))^2: the error of the flow's velocity eps - x0.
 
     arXiv 2511.13720, Table 1 (x-prediction with v-loss); z = (1 - t) x0 + t eps here.
     """
     t = batch.t[:, None, None, None]
     x_t = (1.0 - t) * batch.x0 + t * batch.eps
-    x0 = network(x_t, batch.t, network.encode_tokens(batch.tokens), batch.camera)
+    x0 = network(x_t, batch.t, text, batch.camera)
     return ((x0.float() - batch.x0) / t.clamp_min(0.1)).square().mean()
 
 
@@ -301,9 +307,10 @@ class State:
 
     def __init__(self, network: ToyboxNetwork, config: TrainConfig) -> None:
         self.network = network
-        self.ema = {n: p.detach().clone() for n, p in network.named_parameters()}
+        self.trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        self.ema = {n: p.detach().clone() for n, p in self.trained.items()}
         self.optimizer = torch.optim.AdamW(
-            network.parameters(),
+            self.trained.values(),
             lr=config.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=config.weight_decay,
@@ -315,8 +322,7 @@ class State:
     def update_ema(self, decay: float) -> None:
         decay = min(decay, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():
-            for name, p in self.network.named_parameters():
-                self.ema[name].lerp_(p, 1.0 - decay)
+            torch._foreach_lerp_(list(self.ema.values()), list(self.trained.values()), 1.0 - decay)
 
     def save(self, path: Path) -> None:
         tensors = {f"ema.{n}": v for n, v in self.ema.items()}
@@ -342,6 +348,7 @@ class State:
         with torch.no_grad():
             for name, p in self.network.named_parameters():
                 p.copy_(tensors[f"model.{name}"])
+            for name, p in self.trained.items():
                 self.ema[name].copy_(tensors[f"ema.{name}"])
                 # In the parameter's memory layout: the fused kernel pairs elements by their place.
                 moments = {
@@ -352,13 +359,14 @@ class State:
 
     def averaged(self) -> ToyboxNetwork:
         """A network with the averaged weights, for samples and for shipping."""
-        unet = make_unet()
-        text_encoder = make_text_encoder(self.network.text_encoder.config.vocab_size)
-        network = ToyboxNetwork(unet, text_encoder).to(next(self.network.parameters()).device)
+        network = make_network(self.network.text_encoder.config.vocab_size)
+        network.to(next(self.network.parameters()).device)
         channels_last(network)
         with torch.no_grad():
+            network.load_state_dict(self.network.state_dict())
             for name, p in network.named_parameters():
-                p.copy_(self.ema[name])
+                if name in self.ema:
+                    p.copy_(self.ema[name])
         return network.eval()
 
 
@@ -413,6 +421,32 @@ def export(state: State, tokenizer, folder: Path) -> ToyboxNetwork:
     return averaged
 
 
+def read_captions(config: TrainConfig, network: ToyboxNetwork, tokenizer) -> None:
+    """Train the text encoder alone, on captions and what they say."""
+    device = next(network.parameters()).device
+
+    def encode(captions: list[str]) -> Tensor:
+        tokens = tokenizer(
+            captions, padding="max_length", truncation=True, max_length=MAX_TOKENS,
+            return_tensors="pt",
+        ).input_ids  # fmt: skip
+        return network.encode_tokens(tokens.to(device))[:, 0]
+
+    def progress(step: int, loss: float, right: float) -> None:
+        print(f"reading: step {step}, loss {loss:.4f}, {right:.1%} right", file=sys.stderr)
+
+    right = teach_reading(
+        network.text_encoder,
+        encode,
+        steps=config.reading_steps,
+        batch=config.reading_batch,
+        learning_rate=config.reading_learning_rate,
+        seed=config.seed,
+        progress=progress,
+    )
+    print(f"the text encoder reads {right:.2%} of new captions without a fault", file=sys.stderr)
+
+
 def train(config: TrainConfig) -> int:
     """Train to the end, to the time limit or to a signal. Returns the exit code."""
     if config.device == "auto":
@@ -425,20 +459,26 @@ def train(config: TrainConfig) -> int:
         json.dumps({k: str(v) for k, v in vars(config).items()}, indent=1) + "\n"
     )
     tokenizer = make_tokenizer(vocabulary())
-    network = ToyboxNetwork(make_unet(), make_text_encoder(len(tokenizer)))
+    network = make_network(len(tokenizer))
     if config.init is not None:
         loaded, _ = load_network(config.init)
         network.load_state_dict(loaded.state_dict())
     channels_last(network.to(device))
+    path = config.out / "state.safetensors"
+    if config.init is None and not path.exists():
+        read_captions(config, network, tokenizer)
+    network.text_encoder.requires_grad_(False)
     count = sum(p.numel() for p in network.parameters())
     state = State(network, config)
-    path = config.out / "state.safetensors"
     if path.exists():
         state.load(path)
     print(f"{count / 1e6:.2f} M parameters, {device}, from step {state.step}", file=sys.stderr)
     cache = ImageCache(config.out / "cache", config.images, config.seed, config.render_threads)
     forward = torch.compile(velocity_loss, dynamic=False) if config.compile else velocity_loss
 
+    if device == "cpu":
+        # At so few tokens plain matrix products beat the fused attention's backward.
+        torch.backends.cuda.enable_flash_sdp(False)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -454,10 +494,12 @@ def train(config: TrainConfig) -> int:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)
         with torch.autocast(device, torch.bfloat16):
-            loss = forward(network, batch)
+            with torch.no_grad():
+                text = network.encode_tokens(batch.tokens)
+            loss = forward(network, batch, text)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(state.trained.values(), 1.0)
         state.optimizer.step()
         state.step += 1
         state.update_ema(config.ema_decay)

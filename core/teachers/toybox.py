@@ -27,7 +27,8 @@ from core.teachers.toybox_network import (
 __all__ = ["PromptReading", "ToyboxTeacher", "weights_sha256"]
 
 _WEIGHT_FILES = (
-    "unet/diffusion_pytorch_model.safetensors",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "refiner/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
     "tokenizer/tokenizer.json",
     "vocabulary.json",
@@ -119,7 +120,8 @@ class ToyboxTeacher:
         }
         self.network = network.eval().requires_grad_(False).to(self.device)
         # Module.to, not the model's own: that one warns about casts it was not asked to check.
-        nn.Module.to(self.network.unet, self.dtype)
+        nn.Module.to(self.network.transformer, self.dtype)
+        nn.Module.to(self.network.refiner, self.dtype)
         channels_last(self.network)
 
     @classmethod
@@ -204,12 +206,14 @@ class ToyboxTeacher:
     def encode(self, prompts: list[str] | str, negative_prompt: str = "") -> Conditioning:
         """Text features of prompts, with those of the negative prompt for guidance.
 
+        Words that the teacher has never seen are left out (`read_prompt` names them).
+
         Returns:
             Conditioning of B = len(prompts) samples without a camera.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         tokens = self._tokenizer(
-            [*prompts, negative_prompt],
+            [self._known_words(text) for text in (*prompts, negative_prompt)],
             padding="max_length",
             truncation=True,
             max_length=MAX_TOKENS,
@@ -218,6 +222,10 @@ class ToyboxTeacher:
         text = self.network.encode_tokens(tokens)
         negative = text[-1:].expand(len(prompts), -1, -1)
         return Conditioning(text=text[:-1], uncond=Conditioning(text=negative))
+
+    def _known_words(self, text: str) -> str:
+        known = self._tokenizer.get_vocab()
+        return " ".join(w for w in re.findall(r"[^\W_]+|,", text) if w.lower() in known)
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:

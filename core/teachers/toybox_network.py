@@ -1,21 +1,26 @@
-"""The embedded teacher's network: a small text- and camera-conditioned UNet, from stock classes.
+"""The embedded teacher's network: a small transformer over image patches, text and camera.
 
-Pixels of a 64x64 image are folded 4x4 into channels, so that a UNet at 16x16 and 8x8 sees whole
-objects at a laptop's cost; its convolutions let neighbouring patches agree, which a transformer
-on disjoint 8x8 patches has to learn. It predicts x0, as in "Back to Basics: Let Denoising
-Generative Models Denoise" (arXiv 2511.13720).
+A 64x64 image is cut into 8x8 patches of 8x8 pixels for the single-stream blocks of Flux, each
+modulated by time, camera and the prompt as a whole (adaLN-Zero, arXiv 2212.09748, Section 3.2).
+It predicts x0, as in "Back to Basics: Let Denoising Generative Models Denoise" (arXiv 2511.13720).
+Patches alone come out ragged where they meet, so three convolutions at a quarter of the resolution
+let neighbours agree.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
@@ -27,10 +32,14 @@ from transformers.utils import logging
 from core.teachers.errors import TeacherWeightsError
 
 IMAGE_SIZE = 64
+PATCH = 8
+POSITION_CHANNELS = 64
 FOLD = 4
+CHANNELS = 3 * FOLD * FOLD
+TEXT_WIDTH = 160
 MAX_TOKENS = 24
 CAMERA_FEATURES = 11
-FORMAT = "sds3d-toybox-teacher/1"
+FORMAT = "sds3d-toybox-teacher/2"
 
 
 def camera_features(camera: Tensor) -> Tensor:
@@ -52,40 +61,63 @@ def camera_features(camera: Tensor) -> Tensor:
     return torch.where(features.isnan().any(1, keepdim=True), 0.0, features)
 
 
-def make_unet(text_width: int = 160) -> UNet2DConditionModel:
-    """The UNet at 16x16x48: 112 and 240 channels, attention to itself and to text at 8x8."""
-    return UNet2DConditionModel(
-        sample_size=IMAGE_SIZE // FOLD,
-        in_channels=3 * FOLD * FOLD,
-        out_channels=3 * FOLD * FOLD,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        mid_block_type="UNetMidBlock2DCrossAttn",
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(112, 240),
-        layers_per_block=1,
-        attention_head_dim=4,
-        norm_num_groups=16,
-        cross_attention_dim=text_width,
-        encoder_hid_dim=text_width,
-        addition_embed_type="text",
-        addition_embed_type_num_heads=4,
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=CAMERA_FEATURES,
-        resnet_time_scale_shift="scale_shift",
+class Refiner(ModelMixin, ConfigMixin):
+    """Convolutions that let neighbouring patches agree, at 16x16x48.
+
+    They see the transformer's x0 and the noised image, and add to the former; at first nothing.
+    """
+
+    @register_to_config
+    def __init__(self, channels: int = CHANNELS, width: int = 96) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(2 * channels, width, 3, padding=1)
+        self.conv_mid = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        assert self.conv_out.bias is not None
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, x0: Tensor, x_t: Tensor) -> Tensor:
+        """Refined x0 from x0 and x_t, all [B, channels, H, W]."""
+        hidden = F.silu(self.conv_in(torch.cat([x0, x_t], dim=1)))
+        hidden = hidden + F.silu(self.conv_mid(hidden))
+        return x0 + self.conv_out(hidden)
+
+
+def make_transformer() -> FluxTransformer2DModel:
+    """Six single-stream blocks of width 256 over 64 patches of 8x8 pixels and one text token.
+
+    Modulations and the last layer start at zero, so that every block starts as the identity.
+    """
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=3 * PATCH**2 + POSITION_CHANNELS,
+        out_channels=3 * PATCH**2,
+        num_layers=0,
+        num_single_layers=6,
+        attention_head_dim=64,
+        num_attention_heads=4,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH + CAMERA_FEATURES,
+        axes_dims_rope=(16, 24, 24),
     )
+    for name, parameter in transformer.named_parameters():
+        if re.search(r"norm\.linear|norm_out\.linear|^proj_out", name):
+            nn.init.zeros_(parameter)
+    return transformer
 
 
-def make_text_encoder(vocabulary_size: int, text_width: int = 160) -> CLIPTextModel:
+def make_text_encoder(vocabulary_size: int) -> CLIPTextModel:
     """Three transformer layers over word tokens."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary_size,
-            hidden_size=text_width,
-            intermediate_size=3 * text_width,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=3 * TEXT_WIDTH,
             num_hidden_layers=3,
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
-            projection_dim=text_width,
+            projection_dim=TEXT_WIDTH,
             bos_token_id=2,
             eos_token_id=3,
             pad_token_id=0,
@@ -124,18 +156,31 @@ class ToyboxNetwork(nn.Module):
     """x0-prediction from (x_t, t, text, camera).
 
     Args:
-        unet: From `make_unet`.
+        transformer: From `make_transformer`.
+        refiner: A `Refiner`.
         text_encoder: From `make_text_encoder`.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        refiner: Refiner,
+        text_encoder: CLIPTextModel,
+    ) -> None:
         super().__init__()
-        self.unet = unet
+        self.transformer = transformer
+        self.refiner = refiner
         self.text_encoder = text_encoder
+        side = IMAGE_SIZE // PATCH
+        position = get_2d_sincos_pos_embed(POSITION_CHANNELS, side, output_type="pt")
+        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
+        self.register_buffer("position", position.float(), persistent=False)
+        self.register_buffer("image_ids", ids.float(), persistent=False)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Text features [B, L, D] of token ids [B, L]."""
-        return self.text_encoder(input_ids=tokens).last_hidden_state
+        """Text features [B, 1, D] of token ids [B, L]: the prompt as a whole, read at its end."""
+        return self.text_encoder(input_ids=tokens).pooler_output[:, None]
 
     def forward(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
         """Predicted x0.
@@ -143,21 +188,35 @@ class ToyboxNetwork(nn.Module):
         Args:
             x_t: [B, 3, 64, 64], noised images, data in [-1, 1].
             t: [B], in [0, 1]; 0 is data, 1 is noise.
-            text: [B, L, D], from `encode_tokens`.
+            text: [B, 1, D], from `encode_tokens`.
             camera: [B, 2], azimuth and elevation in degrees, NaN where dropped.
 
         Returns:
             [B, 3, 64, 64] in the dtype of x_t.
         """
-        folded = F.pixel_unshuffle(x_t, FOLD).contiguous(memory_format=torch.channels_last)
-        dtype = self.unet.dtype
-        x0 = self.unet(
-            folded.to(dtype),
-            1000.0 * t,
+        dtype = self.transformer.dtype
+        noised = x_t.to(dtype)
+        patches = F.pixel_unshuffle(noised, PATCH).flatten(2).transpose(1, 2)
+        # Rotary embeddings tell where patches are from one another, these where they are.
+        position = self.position.to(dtype).expand(len(patches), -1, -1)
+        pooled = torch.cat([text[:, 0], camera_features(camera.float())], dim=1)
+        out = self.transformer(
+            hidden_states=torch.cat([patches, position], dim=2),
             encoder_hidden_states=text.to(dtype),
-            class_labels=camera_features(camera.float()).to(dtype),
+            pooled_projections=pooled.to(dtype),
+            timestep=t,
+            img_ids=self.image_ids,
+            txt_ids=self.image_ids.new_zeros(text.shape[1], 3),
         ).sample
+        grid = out.transpose(1, 2).unflatten(2, (IMAGE_SIZE // PATCH, IMAGE_SIZE // PATCH))
+        x0 = F.pixel_unshuffle(F.pixel_shuffle(grid, PATCH), FOLD)
+        x0 = self.refiner(x0, F.pixel_unshuffle(noised, FOLD).to(x0.dtype))
         return F.pixel_shuffle(x0.to(x_t.dtype), FOLD)
+
+
+def make_network(vocabulary_size: int) -> ToyboxNetwork:
+    """A network with random weights from torch's global generator."""
+    return ToyboxNetwork(make_transformer(), Refiner(), make_text_encoder(vocabulary_size))
 
 
 @contextmanager
@@ -190,22 +249,20 @@ def save_network(
 ) -> None:
     """Write a diffusers-format folder: fp16 safetensors, tokenizer, scheduler, vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().clone() for k, v in network.state_dict().items()}
-    unet = UNet2DConditionModel.from_config(network.unet.config)
-    assert isinstance(unet, UNet2DConditionModel)
-    text_encoder = CLIPTextModel(network.text_encoder.config)
-    copy = ToyboxNetwork(unet, text_encoder)
-    copy.load_state_dict(state)
-    copy.half()
-    unet.save_pretrained(folder / "unet", safe_serialization=True)
-    text_encoder.save_pretrained(folder / "text_encoder")
+    copy = make_network(network.text_encoder.config.vocab_size)
+    copy.load_state_dict(network.state_dict())
+    nn.Module.half(copy)
+    copy.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
+    copy.refiner.save_pretrained(folder / "refiner", safe_serialization=True)
+    copy.text_encoder.save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
     (folder / "vocabulary.json").write_text(json.dumps(words, indent=1, sort_keys=True) + "\n")
     index = {
         "_class_name": "ToyboxTeacher",
         "format": FORMAT,
-        "unet": ["diffusers", "UNet2DConditionModel"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "refiner": ["core.teachers.toybox_network", "Refiner"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -218,33 +275,29 @@ def load_network(folder: Path) -> tuple[ToyboxNetwork, PreTrainedTokenizerFast]:
 
     Raises TeacherWeightsError that names the part which is missing, incomplete or damaged.
     """
+    from_disk: dict[str, Any] = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
+    in_diffusers = {**from_disk, "torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     with _quiet():
-        unet = _load(
-            folder / "unet",
-            lambda path: UNet2DConditionModel.from_pretrained(
-                path,
-                local_files_only=True,
-                use_safetensors=True,
-                torch_dtype=torch.float32,
-                low_cpu_mem_usage=False,
-                output_loading_info=True,
-            ),
+        transformer = _load(
+            folder / "transformer",
+            lambda path: FluxTransformer2DModel.from_pretrained(path, **in_diffusers),
+        )
+        refiner = _load(
+            folder / "refiner", lambda path: Refiner.from_pretrained(path, **in_diffusers)
         )
         text_encoder = _load(
             folder / "text_encoder",
-            lambda path: CLIPTextModel.from_pretrained(
-                path,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            ),
+            lambda path: CLIPTextModel.from_pretrained(path, dtype=torch.float32, **from_disk),
         )
         tokenizer = _load(
             folder / "tokenizer",
             lambda path: (PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True), {}),
         )
-    return ToyboxNetwork(unet, text_encoder), tokenizer
+    return ToyboxNetwork(transformer, refiner, text_encoder), tokenizer
 
 
 def _load(folder: Path, load: Callable[[Path], Any]) -> Any:

@@ -18,10 +18,8 @@ from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from core.teachers.toybox import ToyboxTeacher
 from core.teachers.toybox_network import (
-    ToyboxNetwork,
-    make_text_encoder,
+    make_network,
     make_tokenizer,
-    make_unet,
 )
 from nerf.cameras import camera_rays, orbit_c2w
 from nerf.rendering import RenderConfig, render
@@ -333,7 +331,7 @@ def test_rollbacks_count_across_a_resumption(tmp_path: Path) -> None:
 def test_the_teacher_gets_no_gradient_and_keeps_its_hash() -> None:
     torch.manual_seed(0)
     words = ["a", "red", "ball"]
-    network = ToyboxNetwork(make_unet(), make_text_encoder(len(words) + 4))
+    network = make_network(len(words) + 4)
     teacher = ToyboxTeacher(
         network, make_tokenizer(words), {"kinds": {"ball": ["ball"]}, "colors": ["red"]}, "0" * 64
     )

@@ -14,10 +14,8 @@ from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from core.teachers.toybox import weights_sha256
 from core.teachers.toybox_network import (
-    ToyboxNetwork,
-    make_text_encoder,
+    make_network,
     make_tokenizer,
-    make_unet,
     save_network,
 )
 from sds3d import cli, doctor, teachers
@@ -30,7 +28,10 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole teacher's folder with random weights that knows mushrooms and cars."""
     folder = tmp_path_factory.mktemp("teacher")
     words = ["a", "red", "blue", "mushroom", "car"]
-    network = ToyboxNetwork(make_unet(), make_text_encoder(len(words) + 4))
+    network = make_network(len(words) + 4)
+    for parameter in network.parameters():
+        if not parameter.any():  # a new network predicts zero
+            parameter.data.normal_(std=0.1)
     kinds = {"mushroom": ["mushroom"], "car": ["car"]}
     vocabulary: dict[str, object] = {"kinds": kinds, "colors": ["red", "blue"]}
     save_network(network, make_tokenizer(words), vocabulary, folder)
@@ -69,11 +70,11 @@ def test_no_such_teacher_is_refused_with_what_to_give(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "unet/diffusion_pytorch_model.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors",
         "text_encoder/model.safetensors",
         "tokenizer/tokenizer.json",
         "vocabulary.json",
-        "unet/config.json",
+        "transformer/config.json",
     ],
 )
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
@@ -93,7 +94,7 @@ def test_a_flipped_bit_in_the_weights_is_seen_by_the_recorded_hash(folder: Path)
     pin = folder / teachers.PINNED_HASH
     pin.write_text(weights_sha256(folder) + "\n")
     teachers.load_teacher(str(folder), "cpu")
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     data = bytearray(path.read_bytes())
     data[-2] ^= 1  # the lowest bit of the last number: it loads, and is finite
     path.write_bytes(data)

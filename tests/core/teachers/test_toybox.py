@@ -20,11 +20,8 @@ from core.solvers.sampling import log_snr_times, sample
 from core.teachers.errors import TeacherWeightsError, UnknownSubjectError
 from core.teachers.toybox import ToyboxTeacher, weights_sha256
 from core.teachers.toybox_network import (
-    MAX_TOKENS,
-    ToyboxNetwork,
-    make_text_encoder,
+    make_network,
     make_tokenizer,
-    make_unet,
     save_network,
 )
 
@@ -37,7 +34,7 @@ VOCABULARY: dict[str, object] = {
     },
     "colors": ["red", "blue"],
 }
-UNET = "unet/diffusion_pytorch_model.safetensors"
+UNET = "transformer/diffusion_pytorch_model.safetensors"
 TEXT_ENCODER = "text_encoder/model.safetensors"
 
 
@@ -47,8 +44,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toybox") / "teacher"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = ToyboxNetwork(make_unet(), make_text_encoder(len(WORDS) + 4))
-        # The stock classes start at scales that hide a word behind rounding; this one listens.
+        network = make_network(len(WORDS) + 4)
+        # A new network predicts zero, and its text encoder starts at a scale that hides a word
+        # behind rounding; this one draws and listens.
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.data.normal_(std=0.1)
         for name, parameter in network.text_encoder.named_parameters():
             if name.endswith("token_embedding.weight"):
                 parameter.data.mul_(20)
@@ -189,7 +190,7 @@ class Bomb:
 def test_pickles_are_never_read(folder: Path, tmp_path: Path, instead: bool) -> None:
     mark = tmp_path / "unpickled"
     bomb = pickle.dumps(Bomb(mark))
-    for name in ("unet/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"):
+    for name in ("transformer/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"):
         (folder / name).write_bytes(bomb)
     if instead:
         (folder / UNET).unlink()
@@ -234,6 +235,18 @@ def test_unknown_words_are_named_once_with_the_nearest(teacher: ToyboxTeacher) -
     assert teacher.check_prompt("a red mushroom").warning is None
 
 
+def test_unknown_words_are_left_out(teacher: ToyboxTeacher) -> None:
+    known = teacher.encode("A Red mushroom").text
+    assert known is not None
+    for prompt in ("A vermilion Red zzz mushroom!", "a (red) mushroom"):
+        text = teacher.encode(prompt).text
+        assert text is not None
+        torch.testing.assert_close(text, known, atol=1e-4, rtol=1e-4)
+    other = teacher.encode("a blue mushroom").text
+    assert other is not None
+    assert (other - known).abs().max() > 0.01
+
+
 def test_a_prompt_with_nothing_known_is_refused_with_the_nearest(teacher: ToyboxTeacher) -> None:
     with pytest.raises(UnknownSubjectError, match="nearest: airplane"):
         teacher.check_prompt("a red aeroplane")
@@ -244,7 +257,7 @@ def test_a_prompt_with_nothing_known_is_refused_with_the_nearest(teacher: Toybox
 def test_prompts_become_one_conditioning_with_the_negative_beside(teacher: ToyboxTeacher) -> None:
     cond = teacher.encode(["a red mushroom", "a blue car", "a big car"], "a mushroom")
     assert cond.text is not None
-    assert cond.text.shape == (3, MAX_TOKENS, 160)
+    assert cond.text.shape == (3, 1, 160)
     assert cond.camera is None
     assert not cond.text.requires_grad
     assert cond.uncond is not None

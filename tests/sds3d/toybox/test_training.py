@@ -55,6 +55,8 @@ def _config(script: ModuleType, out: Path, **options: Any) -> Any:
         "images_per_step": 2,
         "device": "cpu",
         "sheet_every": 1000,
+        "reading_steps": 2,
+        "reading_batch": 4,
     }
     return dataclasses.replace(script.TrainConfig(), out=out, **(tiny | options))
 
@@ -95,14 +97,18 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different
     trained = [
-        n for n in one if n.startswith("model.") and not torch.equal(one[n], one["ema" + n[5:]])
+        n
+        for n in one
+        if n.startswith("model.") and not torch.equal(one[n], one.get("ema" + n[5:], one[n]))
     ]
     assert trained, "nothing was learned"
 
     # What it leaves is a teacher that loads by itself and holds the average, in half precision.
     teacher = ToyboxTeacher.load(tmp_path / "interrupted" / "teacher", dtype=torch.float32)
     for name, parameter in teacher.network.named_parameters():
-        torch.testing.assert_close(parameter, one[f"ema.{name}"].half().float(), rtol=0, atol=0)
+        # The text encoder is frozen after its own lessons and has no average.
+        kept = one[f"model.{name}" if name.startswith("text_encoder.") else f"ema.{name}"]
+        torch.testing.assert_close(parameter, kept.half().float(), rtol=0, atol=0)
     assert teacher.check_prompt("a red mushroom").subjects == ("mushroom",)
 
 
