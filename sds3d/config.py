@@ -26,7 +26,7 @@ import tyro
 
 from .errors import ConfigError, PromptError
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised whenever the same options would give another result than before."""
 
 MAX_PROMPT_CHARACTERS = 1000
@@ -154,6 +154,8 @@ class OptimizeConfig:
     """Avoid the other views' prompts, as far as that does not undo the view's own."""
     camera_conditioning: bool = field(default=True, metadata=_ADDED_LATER)
     """Whether the teacher is told where the camera stands."""
+    camera_guidance: bool = True
+    """Whether guidance strengthens the camera too, and not the prompt alone."""
     views_per_step: int = 2
     """Cameras rendered in each step, stratified in azimuth."""
     resolutions: tuple[int, ...] = (32, 64)
@@ -162,9 +164,9 @@ class OptimizeConfig:
     """Progress at which each next resolution begins."""
     elevation_range_deg: tuple[float, float] = (-10.0, 60.0)
     """Lowest and highest camera elevation in degrees."""
-    timestep_max: tuple[float, float] = (0.98, 0.48)
+    timestep_max: tuple[float, float] = (0.98, 0.7)
     """Largest diffusion time at the start and at the end."""
-    timestep_min: tuple[float, float] = (0.4, 0.1)
+    timestep_min: tuple[float, float] = (0.6, 0.2)
     """Smallest diffusion time at the start and at the end."""
     timestep_policy: TimestepPolicyName = field(default="linear", metadata=_ADDED_LATER)
     """How times go from start to end: with progress, its root, not at all, or never upward."""

@@ -114,7 +114,9 @@ class Supervision:
         if not self.options.camera_conditioning:
             return cond
         device = None if cond.text is None else cond.text.device
-        return cond.with_camera(views.camera.to(device))
+        return cond.with_camera(
+            views.camera.to(device), drop_in_uncond=self.options.camera_guidance
+        )
 
 
 def supervise(
