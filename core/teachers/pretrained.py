@@ -1,0 +1,238 @@
+"""What the teachers that are read from a diffusers folder share: text, options, freezing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from core.denoiser import Conditioning
+from core.prediction import Prediction
+from core.schedule import NoiseSchedule
+from core.teachers.autoencoder import Autoencoder
+from core.teachers.errors import TeacherOptionError
+from core.teachers.folder import TeacherFolder, read_folder
+from core.teachers.loading import choose_dtype, load_model, load_tokenizer
+from core.teachers.teacher import PromptNote, TeacherOptions
+
+__all__ = ["LatentPretrainedTeacher", "PretrainedTeacher", "TextFeatures", "TextReader"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextReader:
+    """A text encoder of a family: its component and its tokenizer's, their classes.
+
+    `max_tokens` None is the tokenizer's own limit.
+    """
+
+    encoder: str
+    tokenizer: str
+    encoder_class: type[PreTrainedModel]
+    tokenizer_class: type[PreTrainedTokenizerBase]
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextFeatures:
+    """Of N texts: tokens [N, L, D], and the whole [N, P] for networks that take it."""
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+
+class PretrainedTeacher(ABC):
+    """A frozen denoiser from a folder in the diffusers format.
+
+    It ignores the camera of a Conditioning: such networks know views by their prompts alone.
+
+    Text encoders are read at the first `encode` and can be let go after it; a later `encode` reads
+    them again.
+    """
+
+    published_dtype: ClassVar[torch.dtype]
+    """Half precision in which the family runs well."""
+
+    image_size: int
+    schedule: NoiseSchedule
+
+    def __init__(
+        self, folder: TeacherFolder, *, device: torch.device | str, options: TeacherOptions
+    ) -> None:
+        folder.require_complete()
+        self.folder = folder
+        self.options = options
+        self.device = torch.device(device)
+        self.dtype = choose_dtype(options.dtype, self.device, self.published_dtype)
+        self.weights_sha256 = folder.sha256()
+        self._text_encoders: dict[str, PreTrainedModel] = {}
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        self._empty: Conditioning | None = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: torch.device | str = "cpu",
+        options: TeacherOptions | None = None,
+    ) -> Self:
+        """Read a folder; never looks at the network, never unpickles.
+
+        Raises TeacherWeightsError for a missing, incomplete or damaged folder, and
+        TeacherOptionError for options that this family does not have.
+        """
+        return cls(read_folder(folder), device=device, options=options or TeacherOptions())
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The frozen parameters, for a proof that they stay as they are (text encoders aside)."""
+
+    @property
+    @abstractmethod
+    def text_readers(self) -> Sequence[TextReader]:
+        """The text encoders that this folder has."""
+
+    @abstractmethod
+    def text_features(self, texts: list[str]) -> TextFeatures:
+        """Features of N texts, by `text_encoder` and `token_ids`."""
+
+    def negative_features(self, text: str) -> TextFeatures:
+        """Features of the one text that guidance contrasts with."""
+        return self.text_features([text])
+
+    @abstractmethod
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        """Predict from x_t [B, C, h, w], t [B]; without a conditioning, for the empty prompt.
+
+        Differentiable in x_t.
+        """
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str] | str, negative_prompt: str = "") -> Conditioning:
+        """Text features of B = len(prompts) prompts, with those of the negative prompt."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        features = self.text_features(prompts)
+        negative = self.negative_features(negative_prompt)
+        pooled, n = negative.pooled, len(prompts)
+        uncond = Conditioning(
+            text=negative.tokens.expand(n, -1, -1),
+            pooled_text=None if pooled is None else pooled.expand(n, -1),
+            guidance_scale=self.embedded_guidance(n),
+        )
+        return Conditioning(
+            text=features.tokens,
+            pooled_text=features.pooled,
+            guidance_scale=self.embedded_guidance(n),
+            uncond=uncond,
+        )
+
+    def embedded_guidance(self, n: int) -> Tensor | None:
+        """The guidance scale [n] that networks with such an input are given, None for others."""
+        return None
+
+    def free_text_encoders(self) -> None:
+        """Let go of the text encoders' memory; what is encoded stays valid."""
+        self._text_encoders.clear()
+
+    def check_prompt(self, prompt: str) -> PromptNote:
+        """Whether the prompt is longer than what is read of it."""
+        counts = []
+        for reader in self.text_readers:
+            tokenizer, limit = self._tokenizer(reader)
+            counts.append((limit, len(tokenizer(prompt).input_ids)))
+        limit, count = max(counts)
+        if count <= limit:
+            return PromptNote(warning=None)
+        return PromptNote(
+            warning=f"the prompt has {count} tokens, and the teacher reads the first {limit}"
+        )
+
+    def token_ids(self, reader: TextReader, texts: list[str]) -> dict[str, Tensor]:
+        """Padded token ids [N, L] and their mask, on the CPU."""
+        tokenizer, limit = self._tokenizer(reader)
+        found = tokenizer(
+            texts, padding="max_length", truncation=True, max_length=limit, return_tensors="pt"
+        )
+        return {"input_ids": found.input_ids, "attention_mask": found.attention_mask}
+
+    def run_text_encoder(
+        self, reader: TextReader, inputs: dict[str, Tensor], **how: bool
+    ) -> dict[str, Tensor]:
+        """The encoder's outputs by name, on the teacher's device."""
+        if reader.encoder not in self._text_encoders:
+            encoder = load_model(self.folder, reader.encoder, reader.encoder_class, self.dtype)
+            home = "cpu" if self.options.offload_text_encoders else self.device
+            self._text_encoders[reader.encoder] = nn.Module.to(encoder, home)
+        encoder = nn.Module.to(self._text_encoders[reader.encoder], self.device)
+        outputs = encoder(**{name: ids.to(self.device) for name, ids in inputs.items()}, **how)
+        if self.options.offload_text_encoders:
+            nn.Module.to(encoder, "cpu")
+        return outputs
+
+    def _tokenizer(self, reader: TextReader) -> tuple[PreTrainedTokenizerBase, int]:
+        if reader.tokenizer not in self._tokenizers:
+            self._tokenizers[reader.tokenizer] = load_tokenizer(
+                self.folder, reader.tokenizer, reader.tokenizer_class
+            )
+        tokenizer = self._tokenizers[reader.tokenizer]
+        return tokenizer, reader.max_tokens or tokenizer.model_max_length
+
+    def conditioning_of(self, cond: Conditioning | None, n: int) -> tuple[Conditioning, Tensor]:
+        """`cond` for n samples, or that of the empty prompt, and its text in the weights' dtype."""
+        if cond is None or cond.text is None:
+            if self._empty is None:
+                self._empty = self.encode("")
+            cond = self._empty
+        cond = cond.expand(n)
+        assert cond.text is not None
+        return cond, cond.text.to(self.dtype)
+
+    def slice_attention(self, unet: nn.Module) -> None:
+        """Compute attention slice by slice where the options say so."""
+        if self.options.attention_slicing:
+            slicing = getattr(unet, "set_attention_slice", None)
+            if slicing is None:
+                raise TeacherOptionError(
+                    "attention_slicing is for UNets, and this teacher is a transformer: leave it "
+                    "out, or choose a smaller image_size"
+                )
+            slicing("auto")
+
+
+class LatentPretrainedTeacher(PretrainedTeacher):
+    """A `PretrainedTeacher` of latents."""
+
+    autoencoder: Autoencoder
+    latent_shape: tuple[int, int, int]
+
+    def __init__(
+        self, folder: TeacherFolder, *, device: torch.device | str, options: TeacherOptions
+    ) -> None:
+        super().__init__(folder, device=device, options=options)
+        self.autoencoder = Autoencoder(
+            folder, device=self.device, dtype=self.dtype, checkpoint=options.checkpoint_vae
+        )
+
+    def set_image_size(self, latent_side: int, multiple_of: int = 1) -> None:
+        """Take the size of the training, or that of the options."""
+        autoencoder = self.autoencoder
+        chosen = self.options.image_size
+        self.image_size = latent_side * autoencoder.factor if chosen is None else chosen
+        side = autoencoder.side(self.image_size, multiple_of)
+        self.latent_shape = (autoencoder.channels, side, side)
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        """Latents [B, C, h, w] of x [B, 3, H, W] in [-1, 1]; differentiable in x."""
+        return self.autoencoder.encode(x)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W], about [-1, 1], of latents [B, C, h, w]."""
+        return self.autoencoder.decode(latents)

@@ -1,0 +1,74 @@
+"""Stable Diffusion 1.x and 2.x (arXiv 2112.10752): a UNet on latents, predicting eps or v."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from core.denoiser import Conditioning
+from core.prediction import Prediction
+from core.teachers.folder import TeacherFolder
+from core.teachers.loading import discrete_schedule
+from core.teachers.pretrained import LatentPretrainedTeacher, TextFeatures, TextReader
+from core.teachers.teacher import TeacherOptions
+from core.teachers.unet import load_unet
+
+__all__ = ["StableDiffusionTeacher"]
+
+
+class StableDiffusionTeacher(LatentPretrainedTeacher):
+    """Latents of 4 channels at an eighth of the image's side; 512 or 768 pixels.
+
+    t in [0, 1] is the network's timestep divided by the last one, between timesteps too.
+    """
+
+    published_dtype = torch.float16
+
+    def __init__(
+        self, folder: TeacherFolder, *, device: torch.device | str, options: TeacherOptions
+    ) -> None:
+        super().__init__(folder, device=device, options=options)
+        schedule, self.given = discrete_schedule(folder)
+        self.schedule, self.timestep = schedule, schedule.timestep
+        self.unet: UNet2DConditionModel = load_unet(folder, self.dtype).to(self.device)
+        self.slice_attention(self.unet)
+        self.set_image_size(self.unet.config["sample_size"])
+
+    @property
+    def module(self) -> nn.Module:
+        return nn.ModuleList([self.unet, self.autoencoder.vae])
+
+    @property
+    def text_readers(self) -> Sequence[TextReader]:
+        return (
+            TextReader(
+                encoder="text_encoder",
+                tokenizer="tokenizer",
+                encoder_class=CLIPTextModel,
+                tokenizer_class=CLIPTokenizer,
+            ),
+        )
+
+    def text_features(self, texts: list[str]) -> TextFeatures:
+        """The encoder's last states; its padding is part of what the UNet was trained on."""
+        (reader,) = self.text_readers
+        ids = {"input_ids": self.token_ids(reader, texts)["input_ids"]}
+        return TextFeatures(tokens=self.run_text_encoder(reader, ids)["last_hidden_state"])
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        """Predict from x_t [B, 4, h, w], t [B]; without a conditioning, for the empty prompt."""
+        cond, text = self.conditioning_of(cond, len(x_t))
+        extra: dict[str, Any] = self.added_conditions(cond)
+        out = self.unet(
+            x_t.to(self.dtype), self.timestep(t), encoder_hidden_states=text, **extra
+        ).sample
+        return Prediction(out.to(x_t.dtype), self.given, x_t, t, self.schedule)
+
+    def added_conditions(self, cond: Conditioning) -> dict[str, Any]:
+        """What the UNet takes beside the text."""
+        return {}
