@@ -50,6 +50,9 @@ SMALL = FieldOptions(
     n_levels=4, log2_table_size=11, base_resolution=4, finest_resolution=24, hidden_dim=16
 )
 OPTIONS = OptimizeConfig(
+    camera_guidance=False,
+    timestep_max=(0.98, 0.48),
+    timestep_min=(0.4, 0.1),
     steps=60,
     guidance_scale=1.0,
     views_per_step=2,

@@ -70,7 +70,9 @@ class GaussianTeacher:
 def options(**changed: Any) -> OptimizeConfig:
     if changed.get("method") == "reconstruction":
         changed = {"guidance_rescale": 0.5, **changed}
-    return OptimizeConfig(**changed)
+    # The camera in both halves and a window that these tests know.
+    fixed = {"camera_guidance": False, "timestep_max": (0.98, 0.48), "timestep_min": (0.4, 0.1)}
+    return OptimizeConfig(**{**fixed, **changed})
 
 
 VIEWS: Views = ring(3, 20.0)
@@ -218,6 +220,16 @@ def test_a_teacher_that_is_not_told_the_camera_never_sees_one(method: str) -> No
         assert all((camera is not None) == told for camera in teacher.cameras)
 
 
+def test_guidance_strengthens_the_camera_too_where_it_is_asked() -> None:
+    teacher = GaussianTeacher()
+    found = gradient(teacher, camera_guidance=True)
+    assert [camera is None for camera in teacher.cameras] == [False, True]
+    cond = teacher.encode("a mug").with_camera(VIEWS.camera, drop_in_uncond=True)
+    expected = SDS(ClassifierFreeGuidance(teacher, 4.0)).gradient(X, T, cond, noise())
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, gradient(), rtol=1e-3)
+
+
 # --- times -----------------------------------------------------------------------------------
 
 
@@ -225,7 +237,7 @@ def test_the_linear_window_is_the_one_there_always_was() -> None:
     for progress in (0.0, 0.37, 1.0):
         low, high = 0.4 + (0.1 - 0.4) * progress, 0.98 + (0.48 - 0.98) * progress
         expected = low + (high - low) * torch.rand(5, generator=noise())
-        assert torch.equal(sample_timesteps(OptimizeConfig(), progress, 5, noise()), expected)
+        assert torch.equal(sample_timesteps(options(), progress, 5, noise()), expected)
 
 
 @pytest.mark.parametrize(("policy", "low", "high"), [("sqrt", 0.25, 0.73), ("uniform", 0.1, 0.98)])
