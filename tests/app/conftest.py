@@ -1,0 +1,125 @@
+"""A desk on a folder of the test's own, a worker in this process, and a command of milliseconds."""
+
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sds3d.jobs.job import Job
+from sds3d.jobs.limits import LimitsConfig
+from sds3d.jobs.running import Bench
+from sds3d.jobs.service import JobService
+from sds3d.jobs.worker import Worker
+from sds3d.ui.config import AppConfig
+from sds3d.ui.desk import Desk, Wish
+from sds3d.ui.processes import Processes
+from sds3d.ui.serve import Served, serving
+
+HERE = Path(__file__).parent
+NO_LIMITS = LimitsConfig(min_free_bytes=0)
+WORKER = (sys.executable, str(HERE / "worker_with_pictures.py"))
+COMMAND = (sys.executable, str(HERE / "command_with_fakes.py"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # gradio leaves event loops unclosed, and uses what pandas is about to drop.
+    here = [item for item in items if HERE in item.path.parents]
+    for item in here:
+        for ignored in (
+            "ignore::ResourceWarning",
+            "ignore::pytest.PytestUnraisableExceptionWarning",
+            "ignore::pandas.errors.Pandas4Warning",
+        ):
+            item.add_marker(pytest.mark.filterwarnings(ignored))
+
+
+@pytest.fixture(scope="session")
+def pictures() -> ModuleType:
+    """The module of the worker with pictures."""
+    spec = importlib.util.spec_from_file_location(
+        "worker_with_pictures", HERE / "worker_with_pictures.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    made = Processes(tmp_path / "app.log", COMMAND)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, processes: Processes) -> Iterator[Desk]:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    with JobService(tmp_path / "out", limits=NO_LIMITS) as service:
+        yield Desk(service, processes=processes, copies=copies)
+
+
+@pytest.fixture
+def submit(desk: Desk) -> Callable[..., Job]:
+    """Queue a run of a few steps; the keywords are those of a Wish."""
+
+    def make(prompt: str = "a red mushroom", **wish: Any) -> Job:
+        options = {"preset": "fast", "steps": 6, "seed": 1, **wish}
+        return desk.service.submit(Wish(prompt=prompt, **options).config())
+
+    return make
+
+
+@pytest.fixture
+def work(desk: Desk, pictures: ModuleType) -> Callable[[], None]:
+    """Work off everything that waits, in this process."""
+
+    def run() -> None:
+        bench = pictures._make_bench()
+        quiet = Bench(bench._make_parts, previews=False, limits=NO_LIMITS)
+        Worker(desk.service.store, desk.service.out, name="here", bench=quiet).run(until_idle=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with a worker process that takes 20 ms a step."""
+    before = os.environ.get("STEP_SECONDS")
+    os.environ["STEP_SECONDS"] = "0.02"
+    out = tmp_path_factory.mktemp("served")
+    try:
+        config = AppConfig(port=0, out=out)
+        with serving(config, limits=NO_LIMITS, worker_command=WORKER, command=COMMAND) as served:
+            yield served
+    finally:
+        if before is None:
+            del os.environ["STEP_SECONDS"]
+        else:
+            os.environ["STEP_SECONDS"] = before
+
+
+@pytest.fixture
+def finish(server: Served) -> Callable[..., Job]:
+    """A finished job of the server; the keywords are those of a Wish."""
+
+    def make(prompt: str = "a red mushroom", **wish: Any) -> Job:
+        service = server.desk.service
+        options = {"preset": "fast", "steps": 6, "seed": 1, **wish}
+        job = service.submit(Wish(prompt=prompt, **options).config())
+        deadline = time.monotonic() + 60
+        while job.finished is None:
+            assert time.monotonic() < deadline, f"the job is still {job.state}"
+            time.sleep(0.05)
+            job = service.get(job.id)
+        return job
+
+    return make

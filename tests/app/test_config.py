@@ -1,0 +1,49 @@
+"""Where the app may listen, and what it takes for that."""
+
+from pathlib import Path
+
+import pytest
+
+from sds3d.cli import main
+from sds3d.errors import ConfigError
+from sds3d.ui.config import AppConfig
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.3.2.1"])
+def test_this_machine_needs_no_password(host: str) -> None:
+    assert AppConfig(host=host).auth is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
+def test_a_host_that_others_reach_needs_one(host: str) -> None:
+    with pytest.raises(ConfigError, match="--host"):
+        AppConfig(host=host)
+    if host:
+        assert AppConfig(host=host, auth="ann:secret").auth == "ann:secret"
+
+
+@pytest.mark.parametrize("auth", ["", "ann", "ann:", ":tell-nobody"])
+def test_a_password_is_whole_and_is_not_repeated(auth: str) -> None:
+    with pytest.raises(ConfigError, match="USER:PASSWORD") as raised:
+        AppConfig(auth=auth)
+    assert "tell-nobody" not in str(raised.value)
+
+
+def test_the_command_line_refuses_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["app", "--host", "0.0.0.0", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "--auth" in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["app", "--port", port, "--out", str(tmp_path)]) == 2
+    assert f"port {port}" in capsys.readouterr().err
