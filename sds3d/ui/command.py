@@ -14,9 +14,12 @@ def command_line(config: GenerateConfig) -> str:
     """`sds3d generate ...` with every option that differs from its preset, as a shell takes it."""
     plain = generate_config(config.preset, prompt=config.prompt)
     words = ["sds3d", "generate", "--preset", config.preset]
-    for name in ("seed", "negative_prompt", "teacher", "out"):
-        if getattr(config, name) != getattr(plain, name):
-            words += [_flag(name), str(getattr(config, name))]
+    # With "=", so that a value may begin like an option.
+    words += [
+        f"{_flag(name)}={getattr(config, name)}"
+        for name in ("seed", "negative_prompt", "teacher", "out")
+        if getattr(config, name) != getattr(plain, name)
+    ]
     for part in ("optimize", "mesh"):
         words += _differences(getattr(plain, part), getattr(config, part))
     return shlex.join([*words, "--", config.prompt])

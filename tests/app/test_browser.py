@@ -1,0 +1,157 @@
+"""The page in a real browser: from a prompt to a mesh on the canvas, and no request leaves."""
+
+import io
+import json
+import re
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sds3d.jobs.job import Job
+from sds3d.jobs.states import State
+from sds3d.ui.serve import Served
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found on this machine")
+
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        # The viewer needs WebGL, here drawn in software; to look for WebGPU it would complain.
+        flags = ["--no-sandbox", "--enable-unsafe-swiftshader", "--disable-features=WebGPU"]
+        made = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, server: Served) -> Iterator[Callable[..., Any]]:
+    """Open a tab; in the end no tab may have had an error or asked for anything elsewhere."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE_MS)
+    faults: list[str] = []
+
+    def of_console(message: Any) -> None:
+        if message.type == "error":
+            faults.append(message.text)
+
+    def of_request(request: Any) -> None:
+        if not request.url.startswith((server.url, "data:", "blob:")):
+            faults.append(f"a request to {request.url}")
+
+    def make(query: str = "") -> Any:
+        page = context.new_page()
+        page.on("console", of_console)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", of_request)
+        page.goto(server.url + query)
+        page.wait_for_selector("#generate")
+        return page
+
+    yield make
+    context.close()
+    assert faults == []
+
+
+def _picture(page: Any, selector: str) -> np.ndarray:
+    shot = page.locator(selector).screenshot()
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(float)
+
+
+def _ask_for(page: Any, prompt: str, steps: int) -> str:
+    page.fill("#prompt textarea", prompt)
+    page.click("text=Advanced")
+    page.get_by_label("Steps", exact=True).fill(str(steps))
+    page.click("#generate")
+    page.wait_for_url(re.compile(r"\?job="))
+    return str(page.url).split("job=")[1]
+
+
+def test_a_prompt_becomes_a_mesh_on_the_canvas_and_a_file(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    page = open_page()
+    _ask_for(page, "a red mushroom <img src=x onerror=alert(1)>", 300)
+    page.wait_for_selector("#status .running progress")
+    first = page.wait_for_selector("img.growing").get_attribute("src")
+    page.wait_for_function("(src) => document.querySelector('img.growing')?.src.endsWith(src) "
+                           "=== false", arg=first)  # fmt: skip
+    page.wait_for_selector("#status .done")
+    assert "<img src=x" in page.inner_text("#status h3")
+    page.wait_for_selector("#model canvas")
+    page.wait_for_timeout(3000)
+    shown = _picture(page, "#model canvas")
+    red = (shown[..., 0] > shown[..., 1] + 60) & (shown[..., 0] > shown[..., 2] + 60)
+    assert 0.02 < red.mean() < 0.9
+    with page.expect_download() as download:
+        page.click("a.download:has-text('GLB')")
+    path = tmp_path / "mesh.glb"
+    download.value.save_as(path)
+    data = path.read_bytes()
+    magic, version, length = struct.unpack("<4sII", data[:12])
+    assert (magic, version, length) == (b"glTF", 2, len(data))
+    assert json.loads(data[20 : 20 + struct.unpack("<I", data[12:16])[0]])["meshes"]
+
+
+def test_a_stopped_run_has_a_mesh_and_every_tab_and_reload_finds_it(
+    open_page: Callable[..., Any], server: Served
+) -> None:
+    page = open_page()
+    job_id = _ask_for(page, "a blue mushroom", 4000)
+    page.wait_for_selector("#status .running progress")
+    other = open_page(f"?job={job_id}")
+    other.wait_for_selector("#status .running progress")
+    assert other.input_value("#prompt textarea") == "a blue mushroom"
+    page.click("#stop")
+    page.wait_for_selector("#status .stopped")
+    other.wait_for_selector("#status .stopped")
+    page.reload()
+    page.wait_for_selector("#status .stopped")
+    page.wait_for_selector("a.download:has-text('GLB')")
+    job = server.desk.service.get(job_id)
+    assert job.state is State.STOPPED
+    assert 0 < job.step < 4000
+
+
+def test_the_gallery_finds_repeats_and_deletes(
+    open_page: Callable[..., Any], server: Served, finish: Callable[..., Job]
+) -> None:
+    job = finish("a very purple mushroom")
+    page = open_page()
+    page.click("button[role=tab]:has-text('Gallery')")
+    page.get_by_label("Search").fill("very PURPLE")
+    page.wait_for_function("() => document.querySelectorAll('.gallery article').length === 1")
+    page.click("button[data-action=again]")
+    page.wait_for_selector("#status .done")
+    (again,) = (j for j in server.desk.service.jobs(search="very purple") if j.id != job.id)
+    assert again.config["seed"] != job.config["seed"]
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("button[role=tab]:has-text('Gallery')")
+    page.click(f"article[data-job='{job.id}'] button[data-action=delete]")
+    page.wait_for_selector(f"article[data-job='{job.id}']", state="detached")
+    assert job.id not in [found.id for found in server.desk.service.jobs()]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_screen(
+    browser: Any, server: Served, finish: Callable[..., Job], width: int
+) -> None:
+    job = finish()
+    context = browser.new_context(viewport={"width": width, "height": 800})
+    page = context.new_page()
+    page.goto(f"{server.url}?job={job.id}")
+    page.wait_for_selector("#status .done", timeout=PATIENCE_MS)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()

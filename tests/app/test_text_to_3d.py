@@ -1,0 +1,199 @@
+"""The tab from prompt to mesh: its handlers, called as functions."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sds3d.config import from_dict, to_dict
+from sds3d.jobs.job import Job
+from sds3d.jobs.states import State
+from sds3d.ui.command import command_line
+from sds3d.ui.desk import Desk, Wish
+from sds3d.ui.gallery import cards
+from sds3d.ui.plots import line_plot
+from sds3d.ui.text_to_3d import Look, TextTo3D, look, preset_values, wish_of_form
+from sds3d.ui.watching import Reading
+
+HTML = 'a mushroom <img src=x onerror=alert(1)> & "co"'
+
+
+@pytest.fixture
+def tab(desk: Desk) -> TextTo3D:
+    return TextTo3D(desk, ["toybox"], any_teacher=False)
+
+
+def _form(prompt: str, **changed: Any) -> list[Any]:
+    names = ("steps", "guidance", "resolution", "faces", "texture")
+    values = dict(zip(names, preset_values("fast"), strict=True)) | changed
+    return [prompt, "", 1, "fast", "toybox", *values.values()]
+
+
+def test_the_server_imports_nothing_that_computes() -> None:
+    code = (
+        "import sys, sds3d.ui.serve, sds3d.ui.build\n"
+        "found = {'torch', 'numba', 'diffusers', 'transformers', 'trimesh'} & set(sys.modules)\n"
+        "sys.exit(str(found) if found else 0)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_run_is_shown_from_the_queue_to_its_mesh(
+    tab: TextTo3D, desk: Desk, work: Callable[[], None]
+) -> None:
+    job_id, said, *_ = tab.generate("", {}, *_form("a red mushroom", steps=6))
+    assert said == ""
+    queued = look(desk, desk.service.get(job_id))
+    assert (queued.is_live, queued.can_stop, queued.has_result) == (True, True, False)
+    assert "next in the queue" in queued.status
+    work()
+    done = look(desk, desk.service.get(job_id))
+    assert (done.is_live, done.can_stop, done.can_continue, done.is_done) == (
+        *(False, False, True, True),
+    )
+    assert done.model is not None
+    assert Path(done.model).read_bytes()[:4] == b"glTF"
+    assert Path(done.model).is_relative_to(desk.copies)
+    for name in ("mesh.glb", "mesh-obj.zip", "turntable.mp4", "result.json"):
+        assert f"/jobs/{job_id}/{name}?download" in done.downloads
+    assert "a little fog" in done.status
+    assert "1 280" in done.report
+    assert done.plots.count("<polyline") == 2
+
+
+def test_only_what_changed_is_sent(
+    tab: TextTo3D, desk: Desk, submit: Callable[..., Job], work: Callable[[], None]
+) -> None:
+    job = submit()
+    *first, seen = tab.refresh(job.id, {})
+    assert seen == vars(look(desk, desk.service.get(job.id)))
+    *again, same = tab.refresh(job.id, seen)
+    assert same == seen
+    assert all(update == {"__type__": "update"} for update in again)
+    assert any(update != {"__type__": "update"} for update in first)
+    work()
+    # The place of the viewer first, the mesh a tick later.
+    *_, placed = tab.refresh(job.id, seen)
+    assert (placed["has_result"], placed["model"], placed["is_live"]) == (True, None, True)
+    *_, shown = tab.refresh(job.id, placed)
+    assert shown["model"] is not None
+    assert shown["is_live"] is False
+
+
+def test_what_a_user_wrote_is_escaped_everywhere(
+    tab: TextTo3D, desk: Desk, submit: Callable[..., Job], work: Callable[[], None]
+) -> None:
+    job = submit(HTML)
+    pages = [look(desk, desk.service.get(job.id))]
+    work()
+    pages.append(look(desk, desk.service.get(job.id)))
+    assert pages[1].has_result
+    drawn, _ = cards(desk, "", 10)
+    said = tab.preview("<script>alert(1)</script>", "", 0, "toybox", 3.0)
+    for text in (*(page.status + page.report + page.downloads for page in pages), drawn, said):
+        assert "<img src=x" not in text
+        assert "<script" not in text
+    assert "&lt;img src=x" in pages[1].status
+    assert "&lt;img src=x" in drawn
+    assert "nothing known" in said
+
+
+def test_the_teachers_own_pictures_come_with_its_remarks(tab: TextTo3D) -> None:
+    drawn = tab.preview("--a purplish mushroom", "", 3, "toybox", 2.0)
+    assert 'src="data:image/png;base64,' in drawn
+    assert "&lt;b&gt;purplish" in drawn
+    assert "give one of" in tab.preview("a mushroom", "", 3, "/etc", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [
+        (_form(""), "prompt is empty"),
+        (_form("a mushroom", steps=10**6), "--steps"),
+        (_form("a mushroom", faces=3), "--max-faces"),
+        (_form("a mushroom", texture=float("nan")), "texture"),
+        (_form("a\x00mushroom"), "control character"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_is_queued(
+    tab: TextTo3D, desk: Desk, form: list[Any], named: str
+) -> None:
+    job_id, said, *_ = tab.generate("", {}, *form)
+    assert job_id == ""
+    assert named in said
+    assert desk.service.jobs() == []
+
+
+def test_stop_cancel_and_continue(
+    tab: TextTo3D, desk: Desk, submit: Callable[..., Job], work: Callable[[], None]
+) -> None:
+    job = submit()
+    assert tab.act("cancel", job.id, {})[0] == ""
+    assert desk.service.get(job.id).state is State.CANCELLED
+    assert "cannot be stopped" in tab.act("stop", job.id, {})[0]
+    made = submit()
+    work()
+    assert tab.act("continue", made.id, {}, 4)[0] == ""
+    work()
+    again = desk.service.get(made.id)
+    assert (again.state, again.step) == (State.DONE, 10)
+
+
+def test_an_address_brings_back_the_job_and_its_form(
+    tab: TextTo3D, submit: Callable[..., Job]
+) -> None:
+    job = submit("a blue mushroom", seed=7)
+    job_id, said, *form = tab.attach(job.id, {})[:7]
+    assert (job_id, said) == (job.id, "")
+    assert form == ["a blue mushroom", "", 7, "fast", "toybox"]
+    gone, said, *_ = tab.attach("nothing", {})
+    assert gone == ""
+    assert "there is no job" in said
+    assert tab.refresh("", {})[-1] == vars(Look())
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish(prompt="a red mushroom"),
+        Wish(prompt="--seed", preset="fast", seed=9, steps=12, guidance_scale=2.5),
+        Wish(prompt=HTML, negative_prompt="it's red", resolution=48, max_faces=500, texture_size=0),
+    ],
+)
+def test_the_command_line_makes_the_same(wish: Wish, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sds3d import cli
+    from sds3d import generate as pipeline
+
+    made: list[Any] = []
+    monkeypatch.setattr(pipeline, "generate", lambda config, **_: made.append(config) or 1 / 0)
+    words = shlex.split(command_line(wish.config()))
+    assert words[:2] == ["sds3d", "generate"]
+    cli.main(words[1:])
+    assert to_dict(made[0]) == to_dict(wish.config())
+
+
+def test_the_form_and_the_api_mean_the_same() -> None:
+    by_form = wish_of_form(*_form("a mushroom")).config()
+    assert by_form == Wish(prompt="a mushroom", seed=1, preset="fast").config()
+    assert from_dict(to_dict(by_form)) == by_form
+
+
+def test_a_journal_that_steps_back_is_read_as_its_later_lines_say() -> None:
+    reading = Reading()
+    for step, value in ((1, 0.1), (2, 0.2), (3, 0.3), (2, 0.5), (3, 0.6)):
+        reading.hear({"event": "step", "step": step, "opacity": value, "time": 10.0 + step / 2})
+    assert reading.opacity == {1: 0.1, 2: 0.5, 3: 0.6}
+    assert reading.steps_per_second == pytest.approx(2.0)
+
+
+def test_a_plot_draws_each_value_in_its_place() -> None:
+    drawn = line_plot("Loss <b>", {"a": {0: 0.0, 50: 1.0, 100: float("nan")}}, steps=100)
+    assert "&lt;b&gt;" in drawn
+    assert re.findall(r'points="(.*?)"', drawn) == ["4.0,90.0 160.0,6.0"]
+    assert line_plot("Loss", {"a": {1: 1.0}}, steps=100) == ""
