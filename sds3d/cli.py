@@ -352,7 +352,7 @@ def _doctor(call: Call) -> int:
 
     from .doctor import examine, healthy, report, to_json
 
-    findings = examine()
+    findings = examine(given.teacher)
     call.output.line(to_json(findings) if given.json else report(findings))
     return EXIT_OK if healthy(findings) else EXIT_INTERNAL
 

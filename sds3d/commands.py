@@ -50,6 +50,8 @@ class Export:
 class Doctor:
     """Say what this machine has and what is missing; exit code 1 if sds3d cannot run."""
 
+    teacher: str = "toybox"
+    """The teacher whose weights are looked at."""
     json: JsonFlag = False
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from .atomic import MIN_FREE_BYTES
-from .errors import TeacherError
+from .errors import Sds3dError, TeacherError
 
 PACKAGES = (
     "sds3d",
@@ -45,8 +45,11 @@ class Finding:
     text: str
 
 
-def examine() -> list[Finding]:
-    """Look at everything; a check that itself fails becomes a finding."""
+def examine(teacher: str = "toybox") -> list[Finding]:
+    """Look at everything, of teachers at the embedded one and at `teacher`.
+
+    A check that itself fails becomes a finding.
+    """
     checks: list[Callable[[], list[Finding]]] = [
         _versions,
         _device,
@@ -58,6 +61,8 @@ def examine() -> list[Finding]:
         _validator,
         _teacher,
     ]
+    if teacher != "toybox":
+        checks.append(lambda: teacher_findings(teacher))
     findings = []
     for check in checks:
         try:
@@ -216,3 +221,48 @@ def _teacher() -> list[Finding]:
     pinned = "as shipped" if pinned_sha256(TOYBOX_FOLDER) else "no recorded hash to compare with"
     text = f"{parameters / 1e6:.1f} M parameters, sha256 {teacher.weights_sha256} ({pinned})"
     return [Finding(name="teacher toybox", status="ok", text=text)]
+
+
+def teacher_findings(name: str) -> list[Finding]:
+    """Whether a teacher's files are there and whole, and what they take in memory."""
+    import torch
+
+    from .teachers import look_at
+
+    try:
+        folder = look_at(name)
+    except Sds3dError as error:
+        return [Finding(name=f"teacher {name}", status="problem", text=str(error))]
+    found = []
+    for part in folder.components:
+        text = part.class_name
+        if part.is_model:
+            text += f", {part.parameters / 1e6:.1f} M parameters, {_gib(part.weight_bytes)} on disk"
+        found.append(
+            Finding(
+                name=f"teacher {part.name}",
+                status="problem" if part.problems else "ok",
+                text="; ".join(part.problems) or text,
+            )
+        )
+    if not folder.problems:
+        cuda = torch.cuda.is_available()
+        width = 2 if cuda else 4
+        models = [part for part in folder.components if part.is_model]
+        sizes = {part.name: width * part.parameters for part in models}
+        text = sum(size for part, size in sizes.items() if part.startswith("text_encoder"))
+        judging = sum(sizes.values()) - text
+        where = "CUDA in half precision" if cuda else "the CPU in float32"
+        found.append(
+            Finding(
+                name="teacher memory",
+                status="ok",
+                text=f"on {where} the weights take {_gib(judging + text)} while the prompt is read "
+                f"and {_gib(judging)} after it; what a step adds has not been measured",
+            )
+        )
+    return found
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

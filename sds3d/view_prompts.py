@@ -108,9 +108,12 @@ class ViewPrompts:
         if mask is not None:
             mask = ((weights[:, :, None] > 0) & mask[None]).any(dim=1)
         mixed = torch.einsum("vk,kld->vld", weights.to(text.dtype), text)
+        pooled = self.texts.pooled_text
+        if pooled is not None:
+            pooled = weights.to(pooled.dtype) @ pooled
         # Everything but the prompt's text is the same in all four.
         common = self.texts.select([0]).expand(len(weights))
-        return replace(common, text=mixed, text_mask=mask)
+        return replace(common, text=mixed, text_mask=mask, pooled_text=pooled)
 
     def negatives(self, views: Views) -> tuple[Sequence[Conditioning], Tensor]:
         """Perp-Neg's negative prompts (front, side), B = V samples each, and weights [2, V]."""

@@ -122,11 +122,12 @@ class TeacherFolder:
 def refuse_single_file(path: Path) -> None:
     """Raise TeacherWeightsError, with the command that converts it, where `path` is a file."""
     if path.is_file():
-        out = shlex.quote(str(path.with_suffix("")))
+        out = str(path.with_suffix(""))
         raise TeacherWeightsError(
             f"{path} is a checkpoint in one file, not a folder in the diffusers format; convert it "
-            f'once: python -c "from diffusers import DiffusionPipeline as P; '
-            f'P.from_single_file({str(path)!r}).save_pretrained({out!r})"'
+            f'once: python -c "from diffusers import StableDiffusionPipeline as P; '
+            f'P.from_single_file({str(path)!r}).save_pretrained({out!r})" '
+            "(StableDiffusionXLPipeline for XL)"
         )
 
 
@@ -161,7 +162,7 @@ def _look_at(folder: Path, library: str, class_name: str) -> Component:
         files, problems = _present(folder, "scheduler_config.json")
     else:
         files, problems = _present(folder, "config.json")
-        variant, weights, missing = _weights(folder, _STEMS.get(library, "model"))
+        variant, weights, missing = _weights(folder, _STEMS.get(library, _STEMS["diffusers"]))
         files, problems = files + weights, problems + missing
     return Component(
         name=folder.name,

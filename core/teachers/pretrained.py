@@ -87,7 +87,12 @@ class PretrainedTeacher(ABC):
         Raises TeacherWeightsError for a missing, incomplete or damaged folder, and
         TeacherOptionError for options that this family does not have.
         """
-        return cls(read_folder(folder), device=device, options=options or TeacherOptions())
+        found = read_folder(folder)
+        teacher = cls(found, device=device, options=options or TeacherOptions())
+        for reader in teacher.text_readers:
+            found.component(reader.encoder, reader.encoder_class.__name__)
+            found.component(reader.tokenizer)
+        return teacher
 
     @property
     @abstractmethod

@@ -1,0 +1,166 @@
+"""Teachers as a user names them: a folder, a name of their own, an id; and what takes them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.teachers.stable_diffusion import StableDiffusionTeacher
+from core.teachers.teacher import noise_shape
+from sds3d import cli, doctor, teachers
+from sds3d.config import OptimizeConfig
+from sds3d.errors import ConfigError, TeacherError
+from sds3d.optimize import Optimization, StepClock
+from sds3d.presets import generate_config
+from sds3d.preview import PreviewConfig, draw_views
+from sds3d.user_config import UserConfig, config_path, read_user_config
+from sds3d.view_prompts import VIEW_NAMES, ViewPrompts
+from sds3d.views import Views
+
+FAMILIES = ["sd-v", "sdxl", "sd3", "flux-schnell", "if"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    return tmp_path
+
+
+def settings(text: str) -> None:
+    config_path().parent.mkdir(parents=True, exist_ok=True)
+    config_path().write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folder_says_what_it_is(name: str, tiny_folder: Callable[[str], Path]) -> None:
+    settings("[teacher]\nimage_size = 16\n")
+    teacher = teachers.load_teacher(str(tiny_folder(name)), "cpu")
+    assert teacher.image_size == 16
+    assert teachers.check_prompt(teacher, "a red mushroom") is None
+    config = PreviewConfig(prompt="a red mushroom", sample_steps=1, guidance_scale=100.0)
+    frames = draw_views(teacher, config)
+    assert frames.shape == (4, 16, 16, 3)
+    assert (frames[0] != frames[2]).any()  # front and back are asked for by their prompts
+
+
+@pytest.mark.parametrize("name", ["sdxl", "if"])
+def test_the_loop_moves_a_field_by_a_teacher_of_latents_or_pixels(
+    name: str, tiny_folder: Callable[[str], Path]
+) -> None:
+    settings("[teacher]\nimage_size = 16\n")
+    teacher = teachers.load_teacher(str(tiny_folder(name)), "cpu")
+    options = OptimizeConfig(
+        steps=2, resolutions=(8,), resolution_milestones=(), view_prompts="interpolated"
+    )
+    config = generate_config(prompt="a red mushroom", device="cpu", optimize=options)
+    loop = Optimization(config, teacher)
+    before = [p.detach().clone() for p in loop.field.parameters()]
+    report = loop.advance(StepClock())
+    assert report.finite
+    assert any(not torch.equal(a, b) for a, b in zip(before, loop.field.parameters(), strict=True))
+    assert all(p.grad is None for p in teacher.module.parameters())
+
+
+def test_view_prompts_mix_the_whole_as_they_mix_the_tokens(
+    tiny_folder: Callable[[str], Path],
+) -> None:
+    teacher = teachers.load_teacher(str(tiny_folder("sdxl")), "cpu")
+    # The tiny tokenizer ends a text at its first comma, so these have none.
+    texts = teacher.encode([f"a car {name}" for name in VIEW_NAMES])
+    views = Views(
+        azimuth_deg=torch.tensor([180.0]),
+        elevation_deg=torch.tensor([0.0]),
+        distance=torch.tensor([2.9]),
+    )
+    found = ViewPrompts(texts=texts, interpolated=True).at(views)
+    assert found.text is not None
+    assert texts.text is not None
+    assert found.pooled_text is not None
+    assert texts.pooled_text is not None
+    assert torch.allclose(found.text[0], texts.text[2])
+    assert torch.allclose(found.pooled_text[0], texts.pooled_text[2])
+    assert not torch.allclose(texts.pooled_text[0], texts.pooled_text[2])
+
+
+def test_a_name_of_the_users_wins_over_the_programs(tiny_folder: Callable[[str], Path]) -> None:
+    folder = tiny_folder("sd-eps")
+    settings(f"[teachers]\nsd21 = {json.dumps(str(folder))}\n[teacher]\ndtype = 'float64'\n")
+    assert teachers.teacher_folder("sd21") == folder
+    teacher = teachers.load_teacher("sd21", "cpu")
+    assert isinstance(teacher, StableDiffusionTeacher)
+    assert teacher.unet.dtype == torch.float64
+    assert noise_shape(teacher) == (4, 8, 8)
+
+
+def test_what_is_not_there_is_refused_in_one_line(
+    home: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    checkpoint = home / "model.safetensors"
+    checkpoint.write_bytes(b"x")
+    other = home / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    for name, expected in {
+        "nope": "give toybox, sd15",
+        "sdxl": "hf download stabilityai/stable-diffusion-xl-base-1.0",
+        "someone/some-model": "hf download someone/some-model",
+        "../up/down/nothing": "give toybox",
+        str(checkpoint): "from_single_file",
+        str(other): "holds a WanPipeline, which is no teacher",
+    }.items():
+        with pytest.raises(TeacherError) as caught:
+            teachers.load_teacher(name, "cpu")
+        assert expected in str(caught.value)
+        assert "\n" not in str(caught.value)
+    settings("[teacher]\nattention_slicing = true\n")
+    with pytest.raises(ConfigError, match="attention_slicing is for UNets"):
+        teachers.load_teacher(str(tiny_folder("sd3")), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("teachers = 3", "teachers is 3: give a value of type dict"),
+        ("[teachers]\na = 1", "teachers.a is 1: give a value of type str"),
+        ("[teacher]\nspeed = 1", "teacher.speed is no setting: give one of dtype"),
+        ("[teacher]\nimage_size = true", "teacher.image_size is True"),
+        ("download = true", "download is no setting"),
+        ("a = [", "cannot be read"),
+    ],
+)
+def test_the_users_file_is_checked(text: str, message: str) -> None:
+    assert read_user_config() == UserConfig()
+    settings(text)
+    with pytest.raises(ConfigError) as caught:
+        read_user_config()
+    assert message in str(caught.value)
+    assert str(config_path()) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_doctor_says_whether_a_teacher_is_whole(
+    home: Path,
+    tiny_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder("sd3"), home / "teacher"))
+    found = {finding.name: finding for finding in doctor.teacher_findings(str(folder))}
+    assert all(finding.status == "ok" for finding in found.values())
+    assert "SD3Transformer2DModel" in found["teacher transformer"].text
+    assert "has not been measured" in found["teacher memory"].text
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    found = {finding.name: finding for finding in doctor.teacher_findings(str(folder))}
+    assert found["teacher vae"].status == "problem"
+    assert "is missing: download" in found["teacher vae"].text
+    assert "teacher memory" not in found
+    (missing,) = doctor.teacher_findings("sdxl")
+    assert missing.status == "problem"
+    assert "hf download" in missing.text
+    for check in ("_teacher", "_encoding", "_cuda_extensions", "_validator", "_ffmpeg"):
+        monkeypatch.setattr(doctor, check, lambda: [])
+    assert cli.main(["doctor", "--teacher", str(folder)]) == 1
+    assert "problem teacher vae" in capsys.readouterr().out
