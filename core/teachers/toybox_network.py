@@ -179,8 +179,12 @@ class ToyboxNetwork(nn.Module):
         self.register_buffer("image_ids", ids.float(), persistent=False)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Text features [B, 1, D] of token ids [B, L]: the prompt as a whole, read at its end."""
-        return self.text_encoder(input_ids=tokens).pooler_output[:, None]
+        """Text features [B, 1, D] of token ids [B, L]: the prompt as a whole, read at its end.
+
+        In full precision under autocast too: it costs next to nothing.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.text_encoder(input_ids=tokens).pooler_output[:, None]
 
     def forward(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
         """Predicted x0.

@@ -54,7 +54,12 @@ class Works:
         if config.prompt in self.failing:
             raise RuntimeError("it came apart")
         return SimpleNamespace(
-            field=None, occupancy=None, step=0, seconds={}, health=[], stopped=False
+            field=None,
+            occupancy=None,
+            step=config.optimize.total_steps,
+            seconds={},
+            health=[],
+            stopped=False,
         )
 
     def _write(

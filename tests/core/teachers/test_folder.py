@@ -162,7 +162,7 @@ def test_the_converter_runs_nothing_of_what_it_reads(
     assert convert([str(folder)]) == 2
     assert "no component with a .bin" in capsys.readouterr().err
     path = folder / "unet" / "diffusion_pytorch_model.bin"
-    path.write_bytes(pickle.dumps(Evil()))
+    path.write_bytes(pickle.dumps(Evil(), protocol=2))
     assert convert([str(folder)]) == 2
     assert "holds more than weights" in capsys.readouterr().err
     torch.save({"state": {"deep": torch.zeros(1)}}, path)

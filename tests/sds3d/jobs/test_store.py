@@ -3,6 +3,7 @@
 import itertools
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,7 +60,12 @@ def test_many_processes_that_claim_share_the_jobs_without_one_twice(
     def claim_all(worker: int) -> list[str]:
         with Store(path) as mine:
             barrier.wait()
-            return [job.id for _ in range(jobs) if (job := mine.claim(str(worker))) is not None]
+            mine_alone = []
+            for _ in range(jobs):
+                if (job := mine.claim(str(worker))) is not None:
+                    mine_alone.append(job.id)
+                time.sleep(0.001)  # or the first to begin may be through before the others wake
+            return mine_alone
 
     with ThreadPoolExecutor(threads) as pool:
         claimed = list(pool.map(claim_all, range(threads)))
