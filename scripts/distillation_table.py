@@ -23,9 +23,8 @@ import tyro
 from core.distillation.method import Distillation
 from core.training import DivergedError, train
 from sds3d.distill.catalogue import METHODS, find_method, make_method
-from sds3d.distill.digits import digits_floor
 from sds3d.distill.grounds import GroundName, NamedGround, named_ground
-from sds3d.distill.measure import draw, measure, teacher_samples
+from sds3d.distill.measure import digits_floor, draw, measure, teacher_samples
 from sds3d.errors import BadInput
 
 NFES = (1, 2, 4, 8)

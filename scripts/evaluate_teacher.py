@@ -226,6 +226,8 @@ def evaluate_teacher(
 ) -> dict[str, Any]:
     """All figures; raises the errors of `sds3d.errors`."""
     teacher = load_teacher(config.teacher, resolve_device(config.device))
+    if not isinstance(teacher, ToyboxTeacher):
+        raise SystemExit("--teacher: only a teacher of the toybox world can be compared with it")
     references = References(cache_folder() / "references", frame=TEACHER_FRAME)
     asymmetric: dict[str, bool] = {}
     for i, kind in enumerate(KIND_NAMES):

@@ -40,15 +40,16 @@ def main(options: Options) -> None:
             rng = np.random.default_rng([options.seed, index, variation])
             made = exact_mesh(build(SceneSpec(kind=kind, color="red"), rng), colored=False)
             mesh = trimesh.Trimesh(made.vertices, made.faces, process=False)
-            points, _ = trimesh.sample.sample_surface_even(
+            even = trimesh.sample.sample_surface_even(
                 mesh, options.points, seed=int(rng.integers(2**31))
             )
+            points = np.asarray(even[0])
             # Even sampling may come out a few short.
             while len(points) < options.points:
-                more, _ = trimesh.sample.sample_surface(
+                more = trimesh.sample.sample_surface(
                     mesh, options.points - len(points), seed=int(rng.integers(2**31))
                 )
-                points = np.concatenate([points, more])
+                points = np.concatenate([points, np.asarray(more[0])])
             clouds.append(points - points.mean(0))
         print(f"{kind} ({index + 1}/{len(KIND_NAMES)})", file=sys.stderr)
     stacked = torch.tensor(np.stack(clouds), dtype=torch.float32)

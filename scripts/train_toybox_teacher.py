@@ -322,7 +322,8 @@ class State:
     def update_ema(self, decay: float) -> None:
         decay = min(decay, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.values()), list(self.trained.values()), 1.0 - decay)
+            for name, p in self.trained.items():
+                self.ema[name].lerp_(p, 1.0 - decay)
 
     def save(self, path: Path) -> None:
         tensors = {f"ema.{n}": v for n, v in self.ema.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def shipped(name: str) -> Path:
-    """The folder `name` of assets: beside the packages in a checkout, else where a wheel puts it."""
+    """The folder of these assets: in a checkout beside the packages, else where a wheel puts it."""
     checkout = Path(__file__).resolve().parents[1] / "assets" / name
     installed = Path(sysconfig.get_path("data")) / "share" / "sds3d" / name
     return checkout if checkout.is_dir() else installed

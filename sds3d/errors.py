@@ -77,6 +77,14 @@ class Interrupted(Sds3dError):
         self.folder = folder
 
 
+class DistillationStopped(Interrupted):
+    """The user stopped a distillation; the same command goes on from its checkpoint."""
+
+    def __init__(self, folder: Path, step: int, steps: int) -> None:
+        Sds3dError.__init__(self, f"stopped; the same command goes on from step {step} of {steps}")
+        self.folder = folder
+
+
 def quoted(path: Path) -> str:
     """The path as a shell would take it."""
     import shlex

@@ -1,5 +1,9 @@
 """The autoencoder of latent teachers: diffusers' AutoencoderKL with its shift and scale."""
 
+# diffusers decorates its methods with types that hide their own, and its annotations are narrower
+# than what it takes; transformers makes some names at run time.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,9 @@
 """DeepFloyd IF, stage I (DeepFloyd Lab, 2023; after Imagen, arXiv 2205.11487): a UNet on pixels."""
 
+# diffusers decorates its methods with types that hide their own, and its annotations are narrower
+# than what it takes; transformers makes some names at run time.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

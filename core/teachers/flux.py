@@ -1,5 +1,9 @@
 """FLUX.1 (Black Forest Labs, 2024): a transformer on packed latents, predicting velocity."""
 
+# diffusers decorates its methods with types that hide their own, and its annotations are narrower
+# than what it takes; transformers makes some names at run time.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

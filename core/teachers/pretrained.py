@@ -1,5 +1,9 @@
 """What the teachers that are read from a diffusers folder share: text, options, freezing."""
 
+# diffusers decorates its methods with types that hide their own, and its annotations are narrower
+# than what it takes; transformers makes some names at run time.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod

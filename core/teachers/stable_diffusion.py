@@ -1,5 +1,9 @@
 """Stable Diffusion 1.x and 2.x (arXiv 2112.10752): a UNet on latents, predicting eps or v."""
 
+# diffusers decorates its methods with types that hide their own, and its annotations are narrower
+# than what it takes; transformers makes some names at run time.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,5 +1,9 @@
 """Stable Diffusion 3 and 3.5 (arXiv 2403.03206): a transformer on latents, predicting velocity."""
 
+# diffusers decorates its methods with types that hide their own, and its annotations are narrower
+# than what it takes; transformers makes some names at run time.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

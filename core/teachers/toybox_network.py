@@ -161,6 +161,9 @@ class ToyboxNetwork(nn.Module):
         text_encoder: From `make_text_encoder`.
     """
 
+    position: Tensor
+    image_ids: Tensor
+
     def __init__(
         self,
         transformer: FluxTransformer2DModel,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -49,7 +50,7 @@ class Digits:
 @cache
 def digits() -> tuple[Digits, Digits]:
     """(train, test): a fixed random fifth is for the test (the file's order goes by class)."""
-    bunch = load_digits()
+    bunch: Any = load_digits()  # its annotations mix all that it may return
     images = torch.from_numpy(bunch.data).float() / 8.0 - 1.0
     labels = torch.from_numpy(bunch.target).long()
     held = torch.rand(len(images), generator=torch.Generator().manual_seed(0)) < 0.2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ..config import require_number
-from ..errors import BadInput, Diverged, Interrupted, OutputError
+from ..errors import BadInput, DistillationStopped, Diverged, OutputError
 from ..events import Distilled, DistillStep, Event
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def distill(
     except DivergedError as error:
         raise Diverged(str(error)) from error
     if stopped:
-        raise Interrupted(f"stopped; the same command goes on from step {history.step} of {total}")
+        raise DistillationStopped(folder, history.step, total)
     try:
         states, _ = draw(method, ground, config.nfe, config.samples, config.seed + 1)
     except ValueError as error:

@@ -1,5 +1,8 @@
 """The same as functions, for `gradio_client`; docs/api.md shows their use."""
 
+# gradio offers these names without exporting them in its types.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from typing import Any

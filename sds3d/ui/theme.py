@@ -1,5 +1,8 @@
 """How it looks: a theme of the system's own fonts, and the style of our own pieces of HTML."""
 
+# gradio offers these names without exporting them in its types.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import gradio as gr

@@ -1,5 +1,9 @@
 """The endpoints, through gradio_client; the document's own snippet among them."""
 
+# The client's answers are typed as anything it might ever return.
+# pyright: reportArgumentType=false, reportOptionalSubscript=false
+# pyright: reportPossiblyUnboundVariable=false
+
 import re
 import struct
 import subprocess

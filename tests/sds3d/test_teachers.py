@@ -12,7 +12,7 @@ from PIL import Image
 from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
-from core.teachers.toybox import weights_sha256
+from core.teachers.toybox import ToyboxTeacher, weights_sha256
 from core.teachers.toybox_network import (
     make_network,
     make_tokenizer,
@@ -46,6 +46,7 @@ def folder(untrained: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_is_a_teacher(folder: Path) -> None:
     teacher = teachers.load_teacher(str(folder), "cpu")
+    assert isinstance(teacher, ToyboxTeacher)
     assert teacher.weights_sha256 == weights_sha256(folder)
     assert teacher.subjects == ("car", "mushroom")
     assert not any(p.requires_grad for p in teacher.module.parameters())

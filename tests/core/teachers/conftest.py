@@ -1,5 +1,8 @@
 """Whole pipelines of every family at tiny size with random weights, saved as a user has them."""
 
+# diffusers' annotations are narrower than what it takes.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase

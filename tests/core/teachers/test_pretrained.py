@@ -4,6 +4,9 @@ Random weights hide a missing scale or shift, SDXL's time ids, a timestep times 
 packing as long as nothing else says what is right: here the published pipeline does.
 """
 
+# diffusers' annotations are narrower than what it takes.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import json
 from collections.abc import Callable
 from dataclasses import replace
