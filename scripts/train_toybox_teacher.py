@@ -5,8 +5,8 @@
 
 Killed at any moment and started again with the same command, it goes on from its last state and
 reaches the same weights, bit for bit on the same machine. The text encoder learns to read first
-(a minute, begun anew if it is killed there) and is frozen then. Images are rendered once into a cache (the same images from the same
-seed) by a thread beside the training.
+(a minute, begun anew if it is killed there) and is frozen then. Images are rendered once into a
+cache (the same images from the same seed) by a thread beside the training.
 """
 
 from __future__ import annotations
