@@ -39,7 +39,7 @@ def sample_question(rng: np.random.Generator) -> tuple[str, list[int]]:
     if rng.uniform() < 0.02:
         return "", [0] * len(QUESTIONS)
     spec = sample_training_spec(rng)
-    # The sines of -20 to 80 degrees are not needed here: any view must be read equally well.
+    # Uniform in degrees, unlike the pictures' cameras: every view must be read equally well.
     view = (rng.uniform(0, 360), rng.uniform(-20, 80)) if rng.uniform() < 0.5 else None
     caption = sample_caption(spec, rng, view=view)
     said = _said(spec, caption, view)
