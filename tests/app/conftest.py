@@ -1,6 +1,5 @@
 """A desk on a folder of the test's own, a worker in this process, and a command of milliseconds."""
 
-import gc
 import importlib.util
 import os
 import sys
@@ -38,14 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "ignore::pandas.errors.Pandas4Warning",
         ):
             item.add_marker(pytest.mark.filterwarnings(ignored))
-
-
-@pytest.fixture(scope="package", autouse=True)
-def nothing_left() -> Iterator[None]:
-    """What gradio leaves is collected under this folder's filters, not in a later test."""
-    yield
-    for _ in range(3):  # a finaliser's own garbage is collected the next time
-        gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +90,7 @@ def work(desk: Desk, pictures: ModuleType) -> Callable[[], None]:
     return run
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with a worker process that takes 20 ms a step."""
     before = os.environ.get("STEP_SECONDS")
