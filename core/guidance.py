@@ -1,17 +1,75 @@
-"""Wrappers around guidance: its standard deviation brought back, and its other half alone."""
+"""Wrappers around guidance: its standard deviation brought back, its other half alone, one pass."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from core.denoiser import Conditioning, Denoiser, Guidance, GuidedPrediction
+from core.denoiser import (
+    ClassifierFreeGuidance,
+    Conditioning,
+    Denoiser,
+    Guidance,
+    GuidedPrediction,
+)
 from core.prediction import Parametrisation, Prediction
 from core.schedule import NoiseSchedule
 
-__all__ = ["GuidanceRescale", "Unconditional"]
+__all__ = ["EmbeddedGuidance", "EmbedsGuidance", "GuidanceRescale", "Unconditional", "guided"]
+
+
+@runtime_checkable
+class EmbedsGuidance(Denoiser, Protocol):
+    """A denoiser distilled from classifier-free guidance: it reads cond.guidance_scale.
+
+    What it contrasts with is part of it, so it takes no cond.uncond. (A model whose embedded scale
+    leaves room for classifier-free guidance around it, as FLUX.1-dev's does, is not one.)
+    """
+
+    @property
+    def guidance_scales(self) -> tuple[float, float]:
+        """The least and the largest scale that it was distilled for."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedGuidance:
+    """ClassifierFreeGuidance's answer in one pass of a denoiser that was distilled to give it.
+
+    Raises ValueError for a scale that it was not distilled for.
+    """
+
+    denoiser: EmbedsGuidance
+    guidance_scale: float
+
+    def __post_init__(self) -> None:
+        low, high = self.denoiser.guidance_scales
+        if not low <= self.guidance_scale <= high:
+            raise ValueError(
+                f"This denoiser was distilled for guidance scales of {low:g} to {high:g}, not for "
+                f"{self.guidance_scale:g}."
+            )
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        scale = torch.full((len(x_t),), self.guidance_scale, device=x_t.device)
+        if cond is None:
+            return self.denoiser(x_t, t, Conditioning(guidance_scale=scale))
+        cond = replace(cond, uncond=None).expand(len(x_t))
+        return self.denoiser(x_t, t, replace(cond, guidance_scale=scale))
+
+
+def guided(denoiser: Denoiser, guidance_scale: float) -> Denoiser:
+    """`denoiser` under classifier-free guidance: one pass where it embeds it, else two."""
+    if isinstance(denoiser, EmbedsGuidance):
+        return EmbeddedGuidance(denoiser, guidance_scale)
+    return ClassifierFreeGuidance(denoiser, guidance_scale)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -143,7 +143,13 @@ PUBLIC = {
     "core.distillation.score.sjc": {"SJC"},
     "core.exact_flow": {"ExactFlowMap"},
     "core.frozen": {"freeze", "parameter_sha256"},
-    "core.guidance": {"GuidanceRescale", "Unconditional"},
+    "core.guidance": {
+        "EmbeddedGuidance",
+        "EmbedsGuidance",
+        "GuidanceRescale",
+        "Unconditional",
+        "guided",
+    },
     "core.metrics": {
         "chamfer_distance",
         "frechet_distance",
