@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ShouldStop = Callable[[], bool]
 
-_OF_THE_OPTIMISATION = ("health", "optimize_seconds", "peak_memory_bytes")
+_OF_THE_OPTIMISATION = ("agreement", "health", "optimize_seconds", "peak_memory_bytes")
 
 
 class Teacher(Protocol):
@@ -348,6 +348,7 @@ def _report(run: RunFolder, config: GenerateConfig, optimized: Optimized) -> dic
         "steps": optimized.step,
         "optimize_seconds": dict(optimized.seconds),
         "health": list(optimized.health),
+        "agreement": [[step, value] for step, value in sorted(optimized.agreement.items())],
         "peak_memory_bytes": peak_memory_bytes(),
         "machine": {
             "device": config.device,

@@ -8,6 +8,7 @@ uninterrupted one bit for bit on the same machine.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from nerf.occupancy import OccupancyConfig, OccupancyGrid
 from nerf.regularizers import normal_smoothness, opacity_entropy, orientation_loss
 from nerf.rendering import RenderConfig, Rendered, render
 
+from .agreement import is_due, is_kept, measure_agreement
 from .config import GenerateConfig, OptimizeConfig
 from .errors import Diverged
 from .events import Event, Health, Step, Warning
@@ -59,6 +61,7 @@ class Optimized:
         step: Steps done.
         seconds: Wall time of this call by part, as StepClock names them.
         health: What is wrong with the field in plain words, empty if nothing.
+        agreement: The teacher's agreement with the object by step (`measure_agreement`).
         stopped: Whether the loop was asked to stop before its last step.
     """
 
@@ -68,6 +71,7 @@ class Optimized:
     seconds: dict[str, float]
     health: list[str]
     stopped: bool
+    agreement: dict[int, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass
@@ -75,7 +79,8 @@ class StepClock:
     """Wall time by part; on CUDA only sums are exact, unless `now` waits for the device.
 
     The parts of a step: render (rays to images, the occupancy grid's updates among it), teacher,
-    backward (with the regularisers), update (the optimiser), and rest.
+    backward (with the regularisers), update (the optimiser), and rest; agreement is measured
+    between steps.
     """
 
     now: Callable[[], float] = time.perf_counter
@@ -118,6 +123,7 @@ def optimize(
     snapshot = loop.tensors(), loop.meta()
     clock, began, saved = StepClock(), loop.step, time.monotonic()
     started, stopped = time.monotonic(), False
+    last_agreement: dict[int, float] = {}
     while loop.step < options.total_steps and not stopped:
         if loop.step % SNAPSHOT_INTERVAL == 0:
             snapshot = loop.tensors(), loop.meta()
@@ -137,6 +143,14 @@ def optimize(
                 )
             )
             continue
+        step_seconds, agreement = time.perf_counter() - step_started, None
+        if is_due(loop.step, options):
+            agreement = measure_agreement(loop)
+            clock.lap("agreement")
+        if agreement is not None:
+            last_agreement = {loop.step: agreement}
+            if is_kept(loop.step, options):
+                loop.agreement |= last_agreement
         elapsed = time.monotonic() - started
         on_event(
             Step(
@@ -144,10 +158,11 @@ def optimize(
                 steps=options.total_steps,
                 timestep=report.timestep,
                 opacity=report.opacity,
-                step_seconds=time.perf_counter() - step_started,
+                step_seconds=step_seconds,
                 eta_seconds=elapsed / (loop.step - began) * (options.total_steps - loop.step)
                 if loop.step > began
                 else 0.0,
+                agreement=agreement,
                 samples=report.samples,
                 resolution=report.resolution,
             )
@@ -169,6 +184,7 @@ def optimize(
         step=loop.step,
         seconds=clock.seconds,
         health=[] if loop.complaint is None else [loop.complaint],
+        agreement=loop.agreement | last_agreement,
         stopped=stopped,
     )
 
@@ -216,6 +232,7 @@ class Optimization:
         self.rollbacks = 0
         self.rate_scale = 1.0
         self.complaint: str | None = None
+        self.agreement: dict[int, float] = {}
 
     def advance(self, clock: StepClock) -> StepReport:
         """One step: look, ask, move."""
@@ -294,6 +311,7 @@ class Optimization:
             "rollbacks": self.rollbacks,
             "rate_scale": self.rate_scale,
             "complaint": self.complaint,
+            "agreement": list(self.agreement.items()),
         }
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -315,6 +333,7 @@ class Optimization:
         self.rollbacks = int(meta["rollbacks"])
         self.rate_scale = float(meta["rate_scale"])
         self.complaint = meta.get("complaint")
+        self.agreement = {int(step): float(value) for step, value in meta.get("agreement", [])}
 
     def roll_back(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Undo what happened since the snapshot and go on at half the rate."""

@@ -54,10 +54,14 @@ class Supervision:
 
     def gradient(self, x: Tensor, t: Tensor, views: Views, generator: torch.Generator) -> Tensor:
         """The direction for the views' images x [V, 3, H, W] in [-1, 1] at the times t [V]."""
-        cond = self.cond if self.view_prompts is None else self.view_prompts.at(views)
-        cond = self._seen(cond, views)
+        cond = self.condition(views)
         distillation = self.distillation(self.guidance(self.options.guidance_scale, views), views)
         return distillation.gradient(x, t, cond, generator=generator)
+
+    def condition(self, views: Views) -> Conditioning:
+        """What the teacher is told about these views: the prompt, and where the camera stands."""
+        cond = self.cond if self.view_prompts is None else self.view_prompts.at(views)
+        return self._seen(cond, views)
 
     def guidance(self, scale: float, views: Views) -> Guidance:
         """The guided teacher for these views, with Perp-Neg and rescale where they are asked."""

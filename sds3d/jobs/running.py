@@ -13,7 +13,7 @@ from typing import Any
 from sds3d.config import DeviceName, GenerateConfig, TeacherName, folder_name
 from sds3d.device import resolve_device
 from sds3d.errors import ConfigError, EmptyField, Interrupted, PromptError, RunLocked, Sds3dError
-from sds3d.events import Event, Listener, Preview, Stage, Step
+from sds3d.events import Event, Listener, Preview, Stage
 from sds3d.generate import Generated, Parts, Teacher, generate, made_every_step, standard_parts
 from sds3d.jobs.errors import StoreError
 from sds3d.jobs.folders import carry_over, discard
@@ -83,7 +83,6 @@ class Running:
         self._journal: Journal | None = None
         self._early: list[Event] = []
         self._folder: Path | None = None if job.folder is None else out / job.folder
-        self._agreement: float | None = None
         self._computed = False
 
     def run(self) -> None:
@@ -151,19 +150,12 @@ class Running:
     def _previewer(self) -> Previewer:
         assert self._folder is not None
 
-        def taken(path: Path, agreement: float) -> None:
-            self._agreement = agreement
-            self._hear(Preview(path))
-
-        return Previewer(self._folder, taken, Ration())
+        return Previewer(self._folder, lambda path: self._hear(Preview(path)), Ration())
 
     def _hear(self, event: Event) -> None:
         """Log an event; those from before there is a folder are kept until there is one."""
         if isinstance(event, Stage) and event.name == "optimize":
             self._computed = True
-        if isinstance(event, Step) and self._agreement is not None:
-            event = dataclasses.replace(event, agreement=self._agreement)
-            self._agreement = None
         if self._journal is None and self._folder is not None and self._folder.is_dir():
             self._journal = Journal(self._folder)
             self._journal.begin()

@@ -125,6 +125,7 @@ class FakeLoop:
             step=step,
             seconds={"loop": 0.5},
             health=["a little fog"],
+            agreement={steps: 0.5} if step == steps else {},
             stopped=stopped,
         )
 

@@ -59,6 +59,7 @@ class Works:
             step=config.optimize.total_steps,
             seconds={},
             health=[],
+            agreement={},
             stopped=False,
         )
 

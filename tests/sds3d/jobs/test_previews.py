@@ -14,7 +14,7 @@ from PIL import Image
 from sds3d.config import GenerateConfig
 from sds3d.jobs import running
 from sds3d.jobs.limits import LimitsConfig
-from sds3d.jobs.previews import PICTURE, SIDES, VIEWS, Ration
+from sds3d.jobs.previews import PICTURE, SIDES, VIEWS, Previewer, Ration
 from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import State
@@ -61,33 +61,23 @@ def test_a_run_with_previews_ends_with_the_bits_of_one_without(
         assert all(part.std() > 5 for part in np.split(pixels, VIEWS, axis=1))
         assert not list(picture.parent.glob(f".{PICTURE}*"))
     assert [e["event"] for e in events].count("preview") == 4
-    agreements = [e["agreement"] for e in events if e["event"] == "step" and e["agreement"]]
-    assert len(agreements) == 3  # each goes with the step after it
-    assert all(0 < value < 4 for value in agreements)
     first, second = fields
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_agreement_is_the_mean_square_to_what_the_teacher_would_see(
+def test_at_its_step_a_picture_is_taken_whatever_it_costs(
     fakes: SimpleNamespace, tmp_path: Path
 ) -> None:
-    from sds3d.jobs.previews import Previewer, _render
-
-    loop = Optimization(
-        GenerateConfig(prompt="a mushroom", device="cpu", optimize=fakes.tiny_options),
-        fakes.GreyTeacher(),
-    )
-    heard: list[float] = []
-    previewer = Previewer(
-        tmp_path, lambda _, agreement: heard.append(agreement), Ration(seconds=1e-6, share=1e9)
-    )
-    previewer(loop)
-    previewer(loop)
-    x = 2 * _render(loop, 8, 0.5) - 1
-    assert (
-        heard == [pytest.approx(float((x - fakes.GreyTeacher.grey).square().mean()), rel=1e-5)] * 2
-    )
+    config = GenerateConfig(prompt="a mushroom", device="cpu", optimize=fakes.tiny_options)
+    taken: list[int] = []
+    dear = Ration(seconds=1e9, share=1e-9)
+    show = Previewer(tmp_path, lambda _: taken.append(loop.step), dear, always_at=3)
+    loop = Optimization(config, fakes.GreyTeacher())
+    for step in (1, 2, 3, 4):
+        loop.step = step
+        show(loop)
+    assert taken == [3]
 
 
 @pytest.mark.parametrize("cost", [0.01, 0.19, 0.5, 3.0])
@@ -124,9 +114,8 @@ def test_pictures_that_are_slow_become_smaller(
 
     now = [0.0]
     monkeypatch.setattr(previews, "_pixels", slow)
-    monkeypatch.setattr(previews.Previewer, "_agreement", lambda *_: 0.5)
-    show = previews.Previewer(tmp_path, lambda *_: None, Ration(now=lambda: now[0]))
-    loop: Any = None
+    show = previews.Previewer(tmp_path, lambda _: None, Ration(now=lambda: now[0]))
+    loop: Any = SimpleNamespace(step=1)
     for _ in range(100):
         now[0] += 1.0
         show(loop)
