@@ -16,6 +16,7 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from core.teachers.errors import TeacherWeightsError, UnknownSubjectError
+from core.teachers.lora import LoraDenoiser, LoraPlaces, adapt
 from core.teachers.toybox_network import (
     IMAGE_SIZE,
     MAX_TOKENS,
@@ -24,7 +25,7 @@ from core.teachers.toybox_network import (
     load_network,
 )
 
-__all__ = ["PromptReading", "ToyboxTeacher", "weights_sha256"]
+__all__ = ["PromptReading", "ToyboxTeacher", "fast_dtype", "weights_sha256"]
 
 _WEIGHT_FILES = (
     "transformer/diffusion_pytorch_model.safetensors",
@@ -80,7 +81,7 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _fast_dtype(device: torch.device) -> torch.dtype:
+def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
@@ -96,6 +97,12 @@ class ToyboxTeacher:
     """
 
     image_size = IMAGE_SIZE
+    lora_places = LoraPlaces(
+        network="network",
+        attention=r"transformer\..*\.attn\.to_[qkv]",
+        # It is told the camera in its own way.
+        time_embedding=None,
+    )
 
     def __init__(
         self,
@@ -108,11 +115,11 @@ class ToyboxTeacher:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.dtype = dtype or _fast_dtype(self.device)
+        self.dtype = dtype or fast_dtype(self.device)
         self.schedule = FlowSchedule()
         self.weights_sha256 = sha256
-        self._tokenizer = tokenizer
-        self._vocabulary = vocabulary
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
         self._subjects = {
             synonym.lower(): kind
             for kind, synonyms in vocabulary["kinds"].items()
@@ -165,15 +172,15 @@ class ToyboxTeacher:
     @property
     def subjects(self) -> tuple[str, ...]:
         """The kinds of things that the teacher can draw."""
-        return tuple(self._vocabulary["kinds"])
+        return tuple(self.vocabulary["kinds"])
 
     @property
     def colors(self) -> tuple[str, ...]:
-        return tuple(self._vocabulary["colors"])
+        return tuple(self.vocabulary["colors"])
 
     def read_prompt(self, prompt: str) -> PromptReading:
         """Which words are known, and which subjects they name."""
-        known = set(self._tokenizer.get_vocab())
+        known = set(self.tokenizer.get_vocab())
         words = [w.lower() for w in re.findall(r"[^\W_]+", prompt)]
         unknown = [
             (word, tuple(difflib.get_close_matches(word, known, 3, 0.6)))
@@ -212,7 +219,7 @@ class ToyboxTeacher:
             Conditioning of B = len(prompts) samples without a camera.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        tokens = self._tokenizer(
+        tokens = self.tokenizer(
             [self._known_words(text) for text in (*prompts, negative_prompt)],
             padding="max_length",
             truncation=True,
@@ -224,12 +231,18 @@ class ToyboxTeacher:
         return Conditioning(text=text[:-1], uncond=Conditioning(text=negative))
 
     def _known_words(self, text: str) -> str:
-        known = self._tokenizer.get_vocab()
+        known = self.tokenizer.get_vocab()
         return " ".join(w for w in re.findall(r"[^\W_]+|,", text) if w.lower() in known)
 
-    @torch.no_grad()
+    def adapt(self, rank: int, generator: torch.Generator) -> LoraDenoiser:
+        """A twin that learns, with the weights of this one; see `core.teachers.lora`."""
+        return adapt(self, self.lora_places, rank=rank, generator=generator)
+
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
-        """Predict from x_t [B, 3, 64, 64], t [B]; without a conditioning, for the empty prompt."""
+        """Predict from x_t [B, 3, 64, 64], t [B]; without a conditioning, for the empty prompt.
+
+        Differentiable in x_t.
+        """
         if cond is None or cond.text is None:
             empty = self.encode("").expand(len(x_t))
             cond = empty if cond is None else empty.with_camera(cond.camera)
