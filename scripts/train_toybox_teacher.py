@@ -454,6 +454,9 @@ def train(config: TrainConfig) -> int:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         config = replace(config, device=device)
     device = config.device
+    if device == "cpu":
+        # At so few tokens plain matrix products beat the fused attention's backward.
+        torch.backends.cuda.enable_flash_sdp(False)
     torch.manual_seed(config.seed)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "config.json").write_text(
@@ -476,10 +479,6 @@ def train(config: TrainConfig) -> int:
     print(f"{count / 1e6:.2f} M parameters, {device}, from step {state.step}", file=sys.stderr)
     cache = ImageCache(config.out / "cache", config.images, config.seed, config.render_threads)
     forward = torch.compile(velocity_loss, dynamic=False) if config.compile else velocity_loss
-
-    if device == "cpu":
-        # At so few tokens plain matrix products beat the fused attention's backward.
-        torch.backends.cuda.enable_flash_sdp(False)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
