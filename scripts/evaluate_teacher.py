@@ -18,17 +18,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
 
-from core.denoiser import ClassifierFreeGuidance
+from core.guidance import EmbedsGuidance, guided
 from core.solvers.ddim import DDIM
 from core.solvers.sampling import sample
+from core.teachers.toybox import ToyboxTeacher
 from sds3d.config import DeviceName, require_number
 from sds3d.device import resolve_device
+from sds3d.embedded_guidance import check_guidance
 from sds3d.errors import Sds3dError
 from sds3d.evaluate.layers import (
     ALPHA_LAYER,
@@ -56,9 +58,6 @@ from sds3d.toybox.colors import COLOR_NAMES
 from sds3d.toybox.kinds import KIND_NAMES
 from sds3d.toybox.scenes import SceneSpec, is_held_out
 
-if TYPE_CHECKING:
-    from core.teachers.toybox import ToyboxTeacher
-
 _CEILING_VARIATION = 3000  # and the next: none of the references
 _ALL_COLORS: list[tuple[str, str | None]] = [(color, None) for color in COLOR_NAMES]
 
@@ -68,7 +67,7 @@ class TeacherEvaluationConfig:
     """Compare samples of a teacher with exact renders of the toybox world."""
 
     teacher: str = "toybox"
-    """The embedded teacher, or the folder of one."""
+    """toybox, toybox-guided, or the folder of one."""
     per_kind: int = 12
     """Samples of each kind, half of them of held-out pairs."""
     guidance_scales: tuple[float, ...] = (1.0, PreviewConfig.guidance_scale)
@@ -174,7 +173,8 @@ def draw(
     """The teacher's picture of each request, float [SIDE, SIDE, 3] in [0, 1]."""
     generator = torch.Generator().manual_seed(config.seed)
     times = torch.linspace(1, 0, config.sample_steps + 1)
-    denoiser = teacher if scale == 1 else ClassifierFreeGuidance(teacher, scale)
+    plain = scale == 1 and not isinstance(teacher, EmbedsGuidance)
+    denoiser = teacher if plain else guided(teacher, scale)
     for first in range(0, len(requests), config.batch):
         some = requests[first : first + config.batch]
         camera = torch.tensor([[one.azimuth_deg, ELEVATION_DEG] for one in some])
@@ -228,6 +228,8 @@ def evaluate_teacher(
     teacher = load_teacher(config.teacher, resolve_device(config.device))
     if not isinstance(teacher, ToyboxTeacher):
         raise SystemExit("--teacher: only a teacher of the toybox world can be compared with it")
+    for scale in config.guidance_scales:
+        check_guidance(teacher, config.teacher, scale)
     references = References(cache_folder() / "references", frame=TEACHER_FRAME)
     asymmetric: dict[str, bool] = {}
     for i, kind in enumerate(KIND_NAMES):

@@ -219,9 +219,11 @@ def _on_device(run: RunFolder, device: DeviceName) -> GenerateConfig:
 
 
 def _load_teacher(parts: Parts, config: GenerateConfig, on_event: Listener) -> Teacher:
+    from .embedded_guidance import check_supervision
     from .teachers import check_prompt
 
     teacher = parts.load_teacher(config.teacher, config.device)
+    check_supervision(teacher, config.teacher, config.optimize, config.negative_prompt)
     warning = check_prompt(teacher, config.prompt)
     if warning is not None:
         on_event(Warning(warning))

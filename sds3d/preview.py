@@ -69,9 +69,11 @@ def preview(config: PreviewConfig, on_event: Listener = ignore_event) -> Path:
 
     teacher_folder(config.teacher)
     from .device import resolve_device
+    from .embedded_guidance import check_guidance
     from .export import export_contact_sheet
 
     teacher = load_teacher(config.teacher, resolve_device(config.device))
+    check_guidance(teacher, config.teacher, config.guidance_scale, config.negative_prompt)
     warning = check_prompt(teacher, config.prompt)
     if warning is not None:
         on_event(Warning(warning))
@@ -90,7 +92,7 @@ def draw_views(teacher: Teacher, config: PreviewConfig) -> np.ndarray:
     """
     import torch
 
-    from core.denoiser import ClassifierFreeGuidance
+    from core.guidance import guided
     from core.solvers.ddim import DDIM
     from core.solvers.sampling import sample
     from core.teachers.pretrained import PretrainedTeacher
@@ -109,7 +111,7 @@ def draw_views(teacher: Teacher, config: PreviewConfig) -> np.ndarray:
     times = torch.linspace(1, 0, config.sample_steps + 1)
     with torch.no_grad():
         found = sample(
-            ClassifierFreeGuidance(teacher, config.guidance_scale),
+            guided(teacher, config.guidance_scale),
             DDIM(),
             times,
             noise.expand(len(camera), -1, -1, -1),

@@ -23,6 +23,11 @@ EMBEDDED = "toybox"
 TOYBOX_FOLDER = shipped("toybox")
 """The embedded teacher."""
 
+GUIDED = "toybox-guided"
+
+GUIDED_FOLDER = shipped("toybox-guided")
+"""The embedded teacher with guidance built in."""
+
 PINNED_HASH = "weights.sha256"
 """File in a teacher's folder with the hash that its weights must have."""
 
@@ -66,12 +71,13 @@ def teacher_folder(name: TeacherName) -> Path:
     An id of a hub is looked up among the files that are on this machine, and fetched only where
     the user's config allows it. Imports nothing heavy. Raises TeacherError where there is none.
     """
-    if name == EMBEDDED:
-        if (TOYBOX_FOLDER / "model_index.json").is_file():
-            return TOYBOX_FOLDER
+    if name in (EMBEDDED, GUIDED):
+        folder = TOYBOX_FOLDER if name == EMBEDDED else GUIDED_FOLDER
+        if (folder / "model_index.json").is_file():
+            return folder
         raise TeacherError(
-            f"the embedded teacher is missing from {TOYBOX_FOLDER}: install the package again, "
-            "or give the folder of a teacher with --teacher"
+            f"the teacher {name} is missing from {folder}: install the package again, "
+            "or give another one, or a teacher's folder, with --teacher"
         )
     user = read_user_config()
     source = user.teachers.get(name) or PRESETS.get(name) or name
@@ -85,7 +91,7 @@ def teacher_folder(name: TeacherName) -> Path:
     if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
         return _from_hub(name, source, allow_download=user.allow_download)
     raise TeacherError(
-        f"--teacher is {name!r}: give {EMBEDDED}, {', '.join(PRESETS)}, an id such as "
+        f"--teacher is {name!r}: give {EMBEDDED}, {GUIDED}, {', '.join(PRESETS)}, an id such as "
         f"{PRESETS['sd21']}, or a folder in the diffusers format"
     )
 
@@ -149,6 +155,10 @@ def _load(folder: TeacherFolder, device: DeviceName) -> ToyboxTeacher | Pretrain
         from core.teachers.toybox import ToyboxTeacher
 
         return ToyboxTeacher.load(folder.path, device=device)
+    if folder.class_name == "GuidedToyboxTeacher":
+        from core.teachers.toybox_guided import load_guided
+
+        return load_guided(folder.path, TOYBOX_FOLDER, device=device)
     from core.teachers.teacher import TeacherOptions
 
     options = TeacherOptions(**read_user_config().teacher)

@@ -1,0 +1,62 @@
+"""What a teacher with guidance built in can be asked, and the refusal of what it cannot honour.
+
+Such a teacher (core.guidance.EmbedsGuidance) answers for guidance in one pass, and so knows only
+the guidance that it was distilled from: of a prompt with a camera against nothing, at a range of
+scales. Teachers that are contrasted in two passes are asked anything.
+"""
+
+from __future__ import annotations
+
+from core.guidance import EmbedsGuidance
+
+from .config import OptimizeConfig, TeacherName
+from .errors import ConfigError
+
+ONE_ANSWER_METHODS = ("sds", "sjc", "hifa", "cds")
+"""The methods that ask for the guided answer alone, never for the two that it is made of."""
+
+
+def check_guidance(
+    teacher: object, name: TeacherName, guidance_scale: float, negative_prompt: str = ""
+) -> None:
+    """Raise ConfigError, with the remedy, where the teacher of that name embeds other guidance."""
+    if not isinstance(teacher, EmbedsGuidance):
+        return
+    low, high = teacher.guidance_scales
+    if not low <= guidance_scale <= high:
+        raise ConfigError(
+            f"--guidance-scale is {guidance_scale:g}: {name} was distilled for {low:g} to "
+            f"{high:g}, give one of these, or --teacher toybox"
+        )
+    if negative_prompt:
+        raise ConfigError(
+            f"--negative-prompt is {negative_prompt[:60]!r}: what {name} contrasts prompts with is "
+            "in its weights, leave it out, or give --teacher toybox"
+        )
+
+
+def check_supervision(
+    teacher: object, name: TeacherName, options: OptimizeConfig, negative_prompt: str
+) -> None:
+    """`check_guidance` of all options of a run."""
+    if not isinstance(teacher, EmbedsGuidance):
+        return
+    check_guidance(teacher, name, options.guidance_scale, negative_prompt)
+    unlike: list[tuple[str, object, str]] = []
+    if not options.camera_conditioning:
+        unlike.append(("--no-camera-conditioning", "given", "is always told the camera"))
+    if not options.camera_guidance:
+        unlike.append(("--no-camera-guidance", "given", "strengthens camera and prompt together"))
+    if options.perp_neg:
+        unlike.append(("--perp-neg", "given", "gives one answer, which no other prompt can bend"))
+    if options.method not in ONE_ANSWER_METHODS:
+        allowed = ", ".join(ONE_ANSWER_METHODS)
+        text = f"gives the guided answer alone, which is enough for {allowed}"
+        unlike.append(("--method", options.method, text))
+    if options.guidance_rescale > 0:
+        text = "gives no unguided answer whose contrast could be brought back"
+        unlike.append(("--guidance-rescale", f"{options.guidance_rescale:g}", text))
+    for flag, value, reason in unlike:
+        raise ConfigError(
+            f"{flag} is {value}: {name} {reason}; leave it out, or give --teacher toybox"
+        )
