@@ -11,7 +11,7 @@ from pathlib import Path
 from sds3d.errors import output_error
 from sds3d.jobs.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 15.0
 """How long a transaction waits for those of other processes."""
 
@@ -39,7 +39,8 @@ CREATE TABLE jobs (
     reason TEXT,
     reused INTEGER NOT NULL DEFAULT 0,
     degraded TEXT,
-    previous TEXT
+    previous TEXT,
+    pause_at INTEGER
 );
 CREATE INDEX jobs_by_turn ON jobs (state, turn);
 CREATE INDEX jobs_by_folder ON jobs (folder);
@@ -50,6 +51,10 @@ CREATE TABLE workers (
     heartbeat REAL NOT NULL
 );
 """
+
+
+_UPGRADES = {1: "ALTER TABLE jobs ADD COLUMN pause_at INTEGER"}
+"""What makes the next version of each earlier one."""
 
 
 class Database:
@@ -83,6 +88,10 @@ class Database:
                 # Not executescript: it would end the transaction.
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif version in _UPGRADES:
+                for earlier in range(version, SCHEMA_VERSION):
+                    connection.execute(_UPGRADES[earlier])
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
                 raise StoreError(

@@ -31,6 +31,7 @@ class Job:
         error, reason: Why it failed or waits: a short name, and a sentence for its user.
         reused: Whether its run was found finished and nothing was computed.
         degraded: What was made smaller because memory did not suffice, in words.
+        pause_at: The step after which it is stopped without a mesh, to be continued; None for none.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Job:
     reason: str | None
     reused: bool
     degraded: str | None
+    pause_at: int | None
 
     @property
     def prompt(self) -> str:

@@ -150,7 +150,12 @@ class Running:
     def _previewer(self) -> Previewer:
         assert self._folder is not None
 
-        return Previewer(self._folder, lambda path: self._hear(Preview(path)), Ration())
+        return Previewer(
+            self._folder,
+            lambda path: self._hear(Preview(path)),
+            Ration(),
+            always_at=self.job.pause_at,
+        )
 
     def _hear(self, event: Event) -> None:
         """Log an event; those from before there is a folder are kept until there is one."""
@@ -194,6 +199,8 @@ class Running:
                 reason=f"it took longer than {self.job.timeout_seconds:g} s: allow more time, "
                 "or take fewer steps; it goes on from its checkpoint",
             )
+        elif self._watch.paused:
+            self._store.finish(self.job.id, self._worker, State.STOPPED, error=None, reason=None)
         else:
             self._store.release(self.job.id, self._worker)
 

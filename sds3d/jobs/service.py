@@ -9,6 +9,7 @@ from typing import Any
 
 from sds3d.atomic import make_writable_folder
 from sds3d.config import GenerateConfig
+from sds3d.errors import ConfigError
 from sds3d.jobs.errors import WrongState
 from sds3d.jobs.folders import discard
 from sds3d.jobs.job import Job
@@ -56,13 +57,21 @@ class JobService:
         *,
         max_failures: int = MAX_FAILURES,
         timeout_seconds: float | None = None,
+        pause_at: int | None = None,
     ) -> Job:
         """Queue a run. Its folder will be below `out`, whatever the config says.
 
-        Raises LimitExceeded, QueueFull, DiskLow, and TeacherError for a teacher that is not here.
+        With `pause_at` it is stopped after that step of its plan, before a mesh is made, and goes
+        on when it is continued. Raises LimitExceeded, QueueFull, DiskLow, ConfigError for a pause
+        that is not within the plan, and TeacherError for a teacher that is not here.
         """
         config = dataclasses.replace(config, out=self.out)
         check_config(config, self.limits)
+        if pause_at is not None and not 0 < pause_at < config.optimize.total_steps:
+            raise ConfigError(
+                f"a pause after step {pause_at} is not within --steps "
+                f"{config.optimize.total_steps}: choose fewer steps before the pause"
+            )
         teacher_folder(config.teacher)
         check_disk(self.out, self.limits)
         return self.store.submit(
@@ -70,6 +79,7 @@ class JobService:
             check_waiting=lambda waiting: check_queue(waiting, self.limits),
             max_failures=max_failures,
             timeout_seconds=timeout_seconds,
+            pause_at=pause_at,
         )
 
     def stop(self, job_id: str) -> Job:

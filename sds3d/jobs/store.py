@@ -63,6 +63,7 @@ class Store:
         check_waiting: Callable[[int], None] = lambda _: None,
         max_failures: int = MAX_FAILURES,
         timeout_seconds: float | None = None,
+        pause_at: int | None = None,
     ) -> Job:
         """Queue a new job; `check_waiting` is given the number of those that wait, and may raise.
 
@@ -73,7 +74,8 @@ class Store:
             check_waiting(_count_queued(connection))
             connection.execute(
                 "INSERT INTO jobs (id, turn, state, config, created, queued_at, steps, "
-                f"max_failures, timeout_seconds) VALUES (?, {_NEXT_TURN}, ?, ?, ?, ?, ?, ?, ?)",
+                "max_failures, timeout_seconds, pause_at) "
+                f"VALUES (?, {_NEXT_TURN}, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     job_id,
                     State.QUEUED,
@@ -83,6 +85,7 @@ class Store:
                     config.optimize.total_steps,
                     max_failures,
                     timeout_seconds,
+                    pause_at,
                 ),
             )
         return self.get(job_id)
@@ -141,6 +144,7 @@ class Store:
                 reason=None,
                 reused=0,
                 not_before=0,
+                pause_at=None,
             )
 
     def delete(self, job_id: str) -> Job | None:

@@ -22,6 +22,7 @@ class Watch:
         request: What the user asked for.
         lost: The job is another worker's now; nothing may be said about it any more.
         timed_out: It took longer than it may.
+        paused: It has made the step after which it waits to be continued.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Watch:
         self.request = job.request
         self.lost = False
         self.timed_out = False
+        self.paused = False
 
     def must_stop(self) -> bool:
         """Whether to end without a result: cancelled, too slow, lost, or the worker is to end."""
@@ -51,7 +53,9 @@ class Watch:
         if limit is not None and self._now() - self._began > limit:
             self.timed_out = True
         cancelled = self.request is Request.CANCEL
-        return cancelled or self.lost or self.timed_out or self._must_end()
+        # Who asks to stop gets the mesh of what there is.
+        paused = self.paused and self.request is not Request.STOP
+        return cancelled or self.lost or self.timed_out or paused or self._must_end()
 
     def must_finish(self) -> bool:
         """Whether to export what there is."""
@@ -62,7 +66,10 @@ class Watch:
         """Pass a step on to the store, not more often than once a second."""
         if not isinstance(event, Step):
             return
-        if event.step < event.steps and self._now() - self._reported < REPORT_SECONDS:
+        pause_at = self._job.pause_at
+        self.paused = pause_at is not None and pause_at <= event.step < event.steps
+        is_last = self.paused or event.step >= event.steps
+        if not is_last and self._now() - self._reported < REPORT_SECONDS:
             return
         self._reported = self._now()
         row = self._store.report(
