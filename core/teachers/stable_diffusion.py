@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -20,7 +20,7 @@ from core.teachers.folder import TeacherFolder
 from core.teachers.loading import discrete_schedule
 from core.teachers.pretrained import LatentPretrainedTeacher, TextFeatures, TextReader
 from core.teachers.teacher import TeacherOptions
-from core.teachers.unet import load_unet
+from core.teachers.unet import UNET_LORA, load_unet
 
 __all__ = ["StableDiffusionTeacher"]
 
@@ -32,6 +32,8 @@ class StableDiffusionTeacher(LatentPretrainedTeacher):
     """
 
     published_dtype = torch.float16
+    lora_places = UNET_LORA
+    unet_class: ClassVar[type[UNet2DConditionModel]] = UNet2DConditionModel
 
     def __init__(
         self, folder: TeacherFolder, *, device: torch.device | str, options: TeacherOptions
@@ -39,7 +41,9 @@ class StableDiffusionTeacher(LatentPretrainedTeacher):
         super().__init__(folder, device=device, options=options)
         schedule, self.given = discrete_schedule(folder)
         self.schedule, self.timestep = schedule, schedule.timestep
-        self.unet: UNet2DConditionModel = load_unet(folder, self.dtype).to(self.device)
+        self.unet: UNet2DConditionModel = load_unet(folder, self.dtype, self.unet_class).to(
+            self.device
+        )
         self.slice_attention(self.unet)
         self.set_image_size(self.unet.config["sample_size"])
 

@@ -27,6 +27,7 @@ __all__ = [
     "encode_for",
     "free_text_encoders",
     "noise_shape",
+    "views_per_object",
 ]
 
 DTypeName = Literal["auto", "float64", "float32", "bfloat16", "float16"]
@@ -110,6 +111,12 @@ class _FreesText(Protocol):
     def free_text_encoders(self) -> None: ...
 
 
+@runtime_checkable
+class _JoinsViews(Protocol):
+    @property
+    def views_per_object(self) -> int: ...
+
+
 def encode_for(teacher: Denoiser, x: Tensor) -> Tensor:
     """Images x [B, 3, H, W] in [-1, 1] as `teacher` denoises them: latents, or x itself."""
     return teacher.encode_image(x) if isinstance(teacher, LatentTeacher) else x
@@ -131,3 +138,12 @@ def free_text_encoders(teacher: Denoiser) -> None:
     """Give back the memory of the text encoders of a teacher that can read them again."""
     if isinstance(teacher, _FreesText):
         teacher.free_text_encoders()
+
+
+def views_per_object(teacher: Denoiser) -> int:
+    """How many consecutive samples `teacher` judges together as views of one object.
+
+    Such views have cameras at one elevation, evenly around, and share one t; each has a noise of
+    its own. 1 for teachers that judge each image by itself.
+    """
+    return teacher.views_per_object if isinstance(teacher, _JoinsViews) else 1

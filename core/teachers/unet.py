@@ -8,17 +8,29 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from core.teachers.errors import TeacherWeightsError
 from core.teachers.folder import TeacherFolder
 from core.teachers.loading import load_model
+from core.teachers.lora import LoraPlaces
 
-__all__ = ["load_unet"]
+__all__ = ["UNET_LORA", "load_unet"]
+
+UNET_LORA = LoraPlaces(
+    network="unet",
+    attention=r".*\.(to_[qkv]|to_out\.0|add_[kv]_proj)",
+    time_embedding="time_embedding",
+)
+"""All self- and cross-attention of a UNet that knows no camera."""
 
 
-def load_unet(folder: TeacherFolder, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The folder's UNet.
+def load_unet(
+    folder: TeacherFolder,
+    dtype: torch.dtype,
+    kind: type[UNet2DConditionModel] = UNet2DConditionModel,
+) -> UNet2DConditionModel:
+    """The folder's UNet, of class `kind`.
 
     Raises TeacherWeightsError for a guidance-distilled one (LCM's): it denoises in few steps and
     has no unconditional prediction, so that it is a student and no teacher.
     """
-    unet = load_model(folder, "unet", UNet2DConditionModel, dtype)
+    unet = load_model(folder, "unet", kind, dtype)
     if unet.config["time_cond_proj_dim"] is not None:
         raise TeacherWeightsError(
             f"the unet in {folder.path} is a consistency student with its guidance built in: give "
