@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core.denoiser import Conditioning, Denoiser
 from core.schedule import diffuse, noise_like, per_sample
+from core.solvers.ancestral import require_denoising
 from core.solvers.ddim import ddim_coefficients
 
 __all__ = ["AnalyticDPM", "x0_variance"]
@@ -84,10 +85,7 @@ class AnalyticDPM:
         state: None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, None]:
-        if generator is None:
-            raise ValueError("AnalyticDPM draws noise. Pass a generator, or take DDIM with eta=0.")
-        if bool((s >= t).any()):
-            raise ValueError("AnalyticDPM cannot run toward the noise. Take DDIM with eta=0.")
+        generator = require_denoising("AnalyticDPM", t, s, generator)
         schedule = denoiser.schedule
         of_x, of_x0, fresh = ddim_coefficients(schedule, t, s, self.eta)
         variance = fresh.square() + of_x0.square() * self._variance_at(t)

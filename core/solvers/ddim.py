@@ -10,6 +10,7 @@ from torch import Tensor
 from core.denoiser import Denoiser
 from core.prediction import Prediction
 from core.schedule import NoiseSchedule, noise_like, per_sample
+from core.solvers.ancestral import require_denoising
 
 __all__ = ["DDIM", "ddim_coefficients", "ddim_step"]
 
@@ -71,10 +72,7 @@ class DDIM:
         prediction = denoiser(x, t)
         if self.eta == 0:
             return ddim_step(prediction, s), None
-        if generator is None:
-            raise ValueError("DDIM with eta > 0 draws noise. Pass a generator, or set eta=0.")
-        if bool((s >= t).any()):
-            raise ValueError("DDIM with eta > 0 cannot run toward the noise. Set eta=0 to invert.")
+        generator = require_denoising("DDIM with eta > 0", t, s, generator, otherwise="set eta=0")
         schedule = denoiser.schedule
         sigma_s = schedule.sigma(s)
         fresh = self.eta * _posterior_std(schedule, t, s)

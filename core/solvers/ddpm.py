@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.denoiser import Denoiser
 from core.schedule import NoiseSchedule, noise_like, per_sample
+from core.solvers.ancestral import require_denoising
 from core.solvers.ddim import DDIM
 
 __all__ = ["DDPM", "transition_variance"]
@@ -54,10 +55,7 @@ class DDPM:
     ) -> tuple[Tensor, None]:
         if self.variance == "small":
             return DDIM(eta=1.0).step(denoiser, x, t, s, None, generator)
-        if generator is None:
-            raise ValueError("DDPM draws noise. Pass a generator, or take DDIM with eta=0.")
-        if bool((s >= t).any()):
-            raise ValueError("DDPM cannot run toward the noise. Take DDIM with eta=0 to invert.")
+        generator = require_denoising("DDPM", t, s, generator)
         schedule = denoiser.schedule
         beta = transition_variance(schedule, t, s)
         gain = schedule.alpha(t) / schedule.alpha(s)

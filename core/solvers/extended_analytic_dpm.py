@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.denoiser import Denoiser
 from core.schedule import NoiseSchedule, diffuse, noise_like, per_sample
+from core.solvers.ancestral import require_denoising
 from core.solvers.ddim import ddim_coefficients
 
 __all__ = ["ExtendedAnalyticDPM", "SecondMoment", "second_moment_loss"]
@@ -72,12 +73,7 @@ class ExtendedAnalyticDPM:
         state: None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, None]:
-        if generator is None:
-            raise ValueError(
-                "ExtendedAnalyticDPM draws noise. Pass a generator, or take DDIM with eta=0."
-            )
-        if bool((s >= t).any()):
-            raise ValueError("ExtendedAnalyticDPM cannot run toward the noise. Take DDIM, eta=0.")
+        generator = require_denoising("ExtendedAnalyticDPM", t, s, generator)
         schedule = denoiser.schedule
         if bool((schedule.alpha(t) == 0).any()):
             raise ValueError(
