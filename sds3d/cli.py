@@ -339,7 +339,7 @@ def _methods(call: Call) -> int:
     from .distill.catalogue import METHODS, card_as_dict, table
 
     if given.json:
-        call.output.line(json.dumps([card_as_dict(method.card) for method in METHODS]))
+        call.output.line(json.dumps([card_as_dict(method) for method in METHODS]))
     else:
         call.output.line(table())
     return EXIT_OK

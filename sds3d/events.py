@@ -108,11 +108,29 @@ class DistillStep(_Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillPicture(_Event):
+    """A picture of the student after `step` steps is in its folder.
+
+    `to_teacher` is the distance of the samples in it to the teacher's of the same noise (None
+    where there is no such measure).
+    """
+
+    stage: str
+    step: int
+    steps: int
+    to_teacher: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Distilled(_Event):
-    """A student is written to `folder`; `figures` are its distances to data and teacher."""
+    """A student is written to `folder`; `figures` are its distances to data and teacher.
+
+    `teacher` holds the same of its teacher, in as many evaluations (`nfe`) and in many.
+    """
 
     folder: Path
     figures: dict[str, float]
+    teacher: list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +184,7 @@ Event = (
     | Item
     | Summary
     | DistillStep
+    | DistillPicture
     | Distilled
 )
 Listener = Callable[[Event], None]

@@ -79,7 +79,7 @@ def _message(event: Event) -> str | None:
     if isinstance(event, Result):
         return _result_line(event)
     if isinstance(event, Distilled):
-        return "  ".join(f"{name} {value:.4g}" for name, value in event.figures.items())
+        return _distilled_lines(event)
     if isinstance(event, Item):
         return _item_line(event)
     if isinstance(event, Summary):
@@ -92,6 +92,16 @@ def _distill_line(event: DistillStep) -> str:
     return (
         f"  {event.stage}: step {event.step}/{event.steps}  {losses}  "
         f"ETA {eta_text(event.eta_seconds)}"
+    )
+
+
+def _distilled_lines(event: Distilled) -> str:
+    """The student's figures, and its teacher's below them, by name."""
+    rows = [("student", event.figures)]
+    rows += [(f"teacher, {row['nfe']:g} steps", row) for row in event.teacher]
+    return "\n".join(
+        f"{name:<18}" + "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "nfe")
+        for name, row in rows
     )
 
 

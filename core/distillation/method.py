@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from core.denoiser import Conditioning, Denoiser
+from core.prediction import Parametrisation
 from core.schedule import NoiseSchedule, noise_like, per_sample
 from core.training import Player, Stage
 
@@ -57,6 +58,7 @@ class Needs(Enum):
     CLASSIFIER = "a classifier"
     DISCRETE = "a discrete schedule"
     FLOW = "the flow schedule"
+    CLOUDS = "point clouds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ class Ground:
     t_min, t_max   the times between which students work; the schedule's ends where they exist
     data           (n, generator) to a Batch of n
     data_std       of x0, per coordinate
+    parametrisation   what its networks give where they are denoisers
     """
 
     teacher: Denoiser
@@ -120,6 +123,7 @@ class Ground:
     data_std: float
     t_min: float = 1e-3
     t_max: float = 1.0
+    parametrisation: Parametrisation = Parametrisation.V_PREDICTION
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -159,6 +163,8 @@ class Distillation(ABC):
     """
 
     card: ClassVar[MethodCard]
+    is_conditional: ClassVar[bool] = True
+    """Whether samples can be asked for under a conditioning."""
     student: nn.Module
 
     def __init__(self, ground: Ground, **settings: Unpack[Settings]) -> None:
@@ -183,6 +189,20 @@ class Distillation(ABC):
 
         The last state is the sample.
         """
+
+    def sample_in(
+        self,
+        stage: Stage,
+        x: Tensor,
+        nfe: int,
+        cond: Conditioning | None,
+        generator: torch.Generator,
+    ) -> list[Tensor]:
+        """`sample`, of what `stage` trains: the same, unless the student comes in a later stage.
+
+        In place of `nfe` it may take the evaluations that fit what is trained.
+        """
+        return self.sample(x, nfe, cond, generator)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"student": self.student}

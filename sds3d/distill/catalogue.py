@@ -37,10 +37,11 @@ from core.distillation.generator.particle_vsd import ParticleVSD
 from core.distillation.generator.sds_generator import SDSGenerator
 from core.distillation.generator.sid import SiD
 from core.distillation.generator.ufogen import UFOGen
-from core.distillation.method import Distillation, MethodCard, Needs
+from core.distillation.method import Distillation, Needs
 
 from ..errors import BadInput, ConfigError
 from .grounds import NamedGround
+from .refusals import ground_refusal, nfe_refusal
 
 METHODS: tuple[type[Distillation], ...] = (
     KnowledgeDistillation,
@@ -105,26 +106,15 @@ def make_method(
     Raises BadInput where ground, method and nfe do not go together, with the remedy.
     """
     card = method.card
-    if Needs.LABELS in card.needs and not ground.has_labels:
-        raise BadInput(
-            f"{card.name} needs class labels, and the ground {ground.name} has none: "
-            "give --teacher mixture or --teacher digits"
-        )
+    words = card_as_dict(method)
+    refused = ground_refusal(words, ground.name) or nfe_refusal(words, nfe)
+    if refused is not None:
+        raise BadInput(refused)
     extra: dict[str, Any] = {}
     if Needs.CLASSIFIER in card.needs:
-        if ground.classifier is None:
-            raise BadInput(
-                f"{card.name} needs a classifier, and the ground {ground.name} has none: "
-                "give --teacher mixture or --teacher digits"
-            )
         extra["classifier"] = ground.classifier
-    # Methods whose student is made for one number of steps say so by taking it.
-    if "nfe" in inspect.signature(method).parameters:
+    if words["makes_nfe"]:
         extra["nfe"] = nfe
-    elif nfe not in card.nfe:
-        raise BadInput(
-            f"{card.name} is meant for --nfe {', '.join(map(str, card.nfe))}, not for {nfe}"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -149,8 +139,12 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def card_as_dict(card: MethodCard) -> dict[str, Any]:
-    """A card's fields as plain values for JSON."""
+def card_as_dict(method: type[Distillation]) -> dict[str, Any]:
+    """A method's card as plain values for JSON.
+
+    `makes_nfe`: the student is made for one number of evaluations, which the method judges itself.
+    """
+    card = method.card
     return {
         "name": card.name,
         "title": card.title,
@@ -158,6 +152,8 @@ def card_as_dict(card: MethodCard) -> dict[str, Any]:
         "student": card.student.value,
         "needs": sorted(need.value for need in card.needs),
         "nfe": list(card.nfe),
+        # Methods whose student is made for one number of steps say so by taking it.
+        "makes_nfe": "nfe" in inspect.signature(method).parameters,
         "reference": card.reference,
         "idea": card.idea,
         "equation": card.equation,

@@ -44,6 +44,8 @@ def conditioning(
     ground: NamedGround, n: int, generator: torch.Generator, method: Distillation | None = None
 ) -> Conditioning | None:
     """Classes in the data's own proportions; a guided student is asked for its lowest scale."""
+    if method is not None and not method.is_conditional:
+        return None
     source = ground.ground if method is None else method.ground
     cond = source.data(n, generator).cond
     if cond is None or cond.labels is None:
@@ -56,14 +58,13 @@ def conditioning(
 
 
 def teacher_samples(ground: NamedGround, n: int, seed: int, steps: int = 64) -> Tensor:
-    """n samples of the teacher by DDIM in many steps, from the noise that students get too."""
+    """n samples of the teacher by DDIM in `steps`, from the noise that students get too."""
     generator = torch.Generator().manual_seed(seed)
     cond = conditioning(ground, n, generator)
     x = ground.ground.noise(n, generator)
     with torch.no_grad():
-        return sample_by_solver(ground.ground.teacher, DDIM(), x, ground.ground.grid(steps), cond)[
-            -1
-        ]
+        times = ground.ground.grid(steps)
+        return sample_by_solver(ground.ground.teacher, DDIM(), x, times, cond)[-1]
 
 
 def measure(ground: NamedGround, samples: Tensor, teacher: Tensor, seed: int) -> dict[str, float]:

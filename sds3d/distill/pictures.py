@@ -18,12 +18,17 @@ from .grounds import NamedGround
 mpl.use("Agg", force=False)
 
 
-def draw_samples(ground: NamedGround, states: list[Tensor], data: Tensor, path: Path) -> None:
-    """The last of `states` [B, ...] against the data, and the way there where it can be drawn."""
+def draw_samples(
+    ground: NamedGround, states: list[Tensor], data: Tensor, teacher: Tensor, path: Path
+) -> None:
+    """The last of `states` [B, ...] against the data, and the way there where it can be drawn.
+
+    Digits and clouds stand beside the `teacher`'s [B, ...] instead, of the same seed.
+    """
     if ground.name == "digits":
-        figure = _digit_grid(states[-1])
+        figure = _digit_grids({"student": states[-1], "teacher": teacher})
     elif ground.name == "clouds":
-        figure = _clouds(states[-1])
+        figure = _clouds({"student": states[-1], "teacher": teacher})
     elif ground.name == "mixture":
         figure = _plane(states, data)
     else:
@@ -31,33 +36,40 @@ def draw_samples(ground: NamedGround, states: list[Tensor], data: Tensor, path: 
     figure.savefig(path, dpi=120)
 
 
-def _digit_grid(images: Tensor, columns: int = 10) -> Figure:
-    rows = max(1, min(len(images) // columns, 10))
-    shown = images[: rows * columns].reshape(rows, columns, SIDE, SIDE)
-    shown = torch.nn.functional.pad(shown, (1, 1, 1, 1), value=0.0)
-    sheet = shown.permute(0, 2, 1, 3).reshape(rows * (SIDE + 2), columns * (SIDE + 2))
-    figure = Figure(figsize=(columns * 0.45, rows * 0.45), layout="tight")
-    axes = figure.subplots()
-    axes.imshow(sheet.numpy(), cmap="gray", vmin=-1, vmax=1)
-    axes.set_axis_off()
+def _digit_grids(sheets: dict[str, Tensor], columns: int = 10) -> Figure:
+    """A sheet for each name, side by side."""
+    rows = max(1, min(len(next(iter(sheets.values()))) // columns, 10))
+    figure = Figure(figsize=(len(sheets) * columns * 0.45, rows * 0.45 + 0.3), layout="tight")
+    for axes, (name, images) in zip(
+        figure.subplots(1, len(sheets), squeeze=False)[0], sheets.items(), strict=True
+    ):
+        shown = images[: rows * columns].reshape(rows, -1, SIDE, SIDE)
+        shown = torch.nn.functional.pad(shown, (1, 1, 1, 1), value=0.0)
+        sheet = shown.permute(0, 2, 1, 3).reshape(rows * (SIDE + 2), -1)
+        axes.imshow(sheet.numpy(), cmap="gray", vmin=-1, vmax=1)
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
     return figure
 
 
-def _clouds(clouds: Tensor, columns: int = 6, rows: int = 2) -> Figure:
-    figure = Figure(figsize=(columns * 1.6, rows * 1.6), layout="tight")
-    for i, cloud in enumerate(clouds[: rows * columns].numpy()):
-        axes = figure.add_subplot(rows, columns, i + 1, projection="3d")
-        # The world's up is y, matplotlib's z.
-        axes.scatter(cloud[:, 2], cloud[:, 0], cloud[:, 1], s=3)
-        axes.set_axis_off()
+def _clouds(sheets: dict[str, Tensor], columns: int = 6) -> Figure:
+    """A row for each name."""
+    figure = Figure(figsize=(columns * 1.6, len(sheets) * 1.6), layout="tight")
+    for row, (name, clouds) in enumerate(sheets.items()):
+        for i, cloud in enumerate(clouds[:columns].numpy()):
+            axes = figure.add_subplot(len(sheets), columns, row * columns + i + 1, projection="3d")
+            # The world's up is y, matplotlib's z.
+            axes.scatter(cloud[:, 2], cloud[:, 0], cloud[:, 1], s=3)
+            axes.set_title(name if i == 0 else "", fontsize=9)
+            axes.set_axis_off()
     return figure
 
 
 def _plane(states: list[Tensor], data: Tensor) -> Figure:
     figure = Figure(figsize=(8, 4), layout="tight")
     way, cloud = figure.subplots(1, 2)
-    path = torch.stack(states)[:, :200].numpy()
-    if path.shape[2] == 2:
+    if all(state.shape == states[-1].shape for state in states):
+        path = torch.stack(states)[:, :200].numpy()
         way.plot(path[:, :, 0], path[:, :, 1], lw=0.4, color="tab:gray", alpha=0.6)
         way.scatter(path[0, :, 0], path[0, :, 1], s=3, color="tab:orange", label="start")
         way.scatter(path[-1, :, 0], path[-1, :, 1], s=3, color="tab:blue", label="sample")

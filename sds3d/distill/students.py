@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from core.denoiser import Conditioning
 from core.distillation.method import Distillation
 
 from ..errors import BadInput
@@ -17,6 +20,7 @@ from .grounds import GroundName, NamedGround, named_ground
 
 WEIGHTS = "student.safetensors"
 CARD = "student.json"
+SAMPLES = "samples.safetensors"
 FORMAT = "sds3d-student/1"
 
 
@@ -47,9 +51,17 @@ def make(card: StudentCard, ground: NamedGround) -> Distillation:
 
 
 def save_student(
-    method: Distillation, card: StudentCard, folder: Path, figures: dict[str, Any]
+    method: Distillation,
+    card: StudentCard,
+    folder: Path,
+    figures: dict[str, Any],
+    teacher: Sequence[Mapping[str, float]],
 ) -> None:
-    """Write weights and card; `figures` are what was measured. Each file is whole or not there."""
+    """Write weights and card. Each file is whole or not there.
+
+    `figures` are what was measured of the student, `teacher` the same of its teacher in as many
+    evaluations and in many.
+    """
     tensors = {
         f"{name}.{key}": value.detach().contiguous()
         for name, module in method.modules().items()
@@ -62,14 +74,27 @@ def save_student(
         {
             "format": FORMAT,
             **asdict(card),
-            "card": card_as_dict(method.card),
+            "card": card_as_dict(type(method)),
             "measured": figures,
+            "teacher": [dict(found) for found in teacher],
         },
         indent=1,
     )
     partial = folder / f"{CARD}.partial"
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(folder / CARD)
+
+
+def save_samples(samples: Tensor, cond: Conditioning | None, teacher: Tensor, folder: Path) -> None:
+    """Write samples.safetensors: `samples` [N, ...], `labels` [N] where they were asked for, and
+    the `teacher`'s samples [N, ...] of the same seed.
+    """
+    tensors = {"samples": samples.contiguous(), "teacher": teacher.contiguous()}
+    if cond is not None and cond.labels is not None:
+        tensors["labels"] = cond.labels.contiguous()
+    partial = folder / f"{SAMPLES}.partial"
+    save_file(tensors, partial)
+    partial.replace(folder / SAMPLES)
 
 
 def load_student(folder: Path) -> tuple[Distillation, StudentCard, NamedGround]:

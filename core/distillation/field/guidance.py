@@ -127,7 +127,9 @@ class GuidanceDistillation(Distillation):
         """Scales are drawn uniformly from [min_scale, max_scale]; ask the student for no other."""
         super().__init__(guided_ground(ground, min_scale, max_scale), **settings)
         self.student = self.ground.make_network()
-        self.denoiser: Denoiser = NetworkDenoiser(self.student, ground.schedule)
+        self.denoiser: Denoiser = NetworkDenoiser(
+            self.student, ground.schedule, ground.parametrisation
+        )
 
     def distilled_ground(self) -> Ground:
         """The guided ground with the student for its teacher."""
@@ -193,6 +195,19 @@ class GuidedProgressive(ProgressiveDistillation):
         super().__init__(
             self.guidance.distilled_ground(), teacher_steps=teacher_steps, nfe=nfe, **second
         )
+
+    def sample_in(
+        self,
+        stage: Stage,
+        x: Tensor,
+        nfe: int,
+        cond: Conditioning | None,
+        generator: torch.Generator,
+    ) -> list[Tensor]:
+        """In the first stage of the one-pass student, in the steps that the rounds begin with."""
+        if stage.players["student"].module is self.guidance.student:
+            return self.guidance.sample(x, self.teacher_steps, cond, generator)
+        return super().sample_in(stage, x, nfe, cond, generator)
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Progressive's, and the one-pass student of stage one as "guidance"."""

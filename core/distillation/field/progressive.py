@@ -67,8 +67,8 @@ class ProgressiveDistillation(Distillation):
     does so. The rounds halve teacher_steps down to `nfe`; each student is the next one's teacher
     and its first weights, and all are kept.
 
-    The student predicts v or x0: where alpha = 0, eps says nothing of x0. With
-    parametrisation=Parametrisation.X0 and a teacher that predicts x0 this is ProDiff's recipe
+    The student predicts v or x0, by default what the ground's networks give: where alpha = 0, eps
+    says nothing of x0. With parametrisation=Parametrisation.X0 and a teacher that predicts x0 this is ProDiff's recipe
     (arXiv 2207.06389), there of four steps to two for speech.
     """
 
@@ -90,7 +90,7 @@ class ProgressiveDistillation(Distillation):
         *,
         teacher_steps: int = 16,
         nfe: int = 1,
-        parametrisation: Parametrisation = Parametrisation.V_PREDICTION,
+        parametrisation: Parametrisation | None = None,
         **settings: Unpack[Settings],
     ) -> None:
         """teacher_steps / nfe must be a power of two; `steps` are shared out among the rounds."""
@@ -104,6 +104,7 @@ class ProgressiveDistillation(Distillation):
             )
         if self.steps < len(counts) - 1:
             raise ValueError(f"{len(counts) - 1} rounds need at least as many optimiser steps.")
+        parametrisation = parametrisation or ground.parametrisation
         if parametrisation not in (Parametrisation.V_PREDICTION, Parametrisation.X0):
             raise ValueError(
                 f"A student in few steps cannot predict {parametrisation.value}, which says "
@@ -162,6 +163,19 @@ class ProgressiveDistillation(Distillation):
     ) -> list[Tensor]:
         """DDIM of the student for `nfe`; raises ValueError where there is none."""
         return sample_by_solver(self.denoiser(nfe), DDIM(), x, self.ground.grid(nfe), cond)
+
+    def sample_in(
+        self,
+        stage: Stage,
+        x: Tensor,
+        nfe: int,
+        cond: Conditioning | None,
+        generator: torch.Generator,
+    ) -> list[Tensor]:
+        """Of the round's own student, in as many steps as it has."""
+        trained = stage.players["student"].module
+        (count,) = (n for n, network in self.students.items() if network is trained)
+        return self.sample(x, count, cond, generator)
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The last student is "student", the one of N steps before it "student_N"."""

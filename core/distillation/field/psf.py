@@ -30,7 +30,7 @@ class PointStraightFlow(Reflow):
         title="Point straight flow",
         family=Family.PATH,
         student=StudentKind.FLOW_MAP,
-        needs=frozenset({Needs.DATA}),
+        needs=frozenset({Needs.DATA, Needs.CLOUDS}),
         nfe=(1,),
         reference="arXiv 2212.01747",
         idea="Straighten a flow of point clouds, then jump, judged as a set.",

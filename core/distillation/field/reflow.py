@@ -29,6 +29,9 @@ from core.training import Player, Stage
 
 __all__ = ["Reflow", "straightness", "transport_cost"]
 
+FLOW_STEPS = 8
+"""Steps in which a flow that is still to be straightened is shown."""
+
 
 def transport_cost(start: Tensor, end: Tensor) -> Tensor:
     """E |end - start|^2, a scalar, for [B, ...]: what no round of reflow can raise."""
@@ -150,7 +153,27 @@ class Reflow(Distillation):
     ) -> list[Tensor]:
         """One jump of the one-step student, where there is one; else Euler along the last flow."""
         network = self.jump if nfe == 1 and self.jump is not None else self.flows[-1]
-        times = torch.linspace(1, 0, nfe + 1)
+        return self._along(network, x, nfe, cond)
+
+    def sample_in(
+        self,
+        stage: Stage,
+        x: Tensor,
+        nfe: int,
+        cond: Conditioning | None,
+        generator: torch.Generator,
+    ) -> list[Tensor]:
+        """Of the flow that is trained, in no fewer than FLOW_STEPS steps of Euler: no jump yet."""
+        trained = stage.players["student"].module
+        if trained is self.jump:
+            return self.sample(x, nfe, cond, generator)
+        return self._along(trained, x, max(nfe, FLOW_STEPS), cond)
+
+    @staticmethod
+    def _along(
+        network: nn.Module, x: Tensor, steps: int, cond: Conditioning | None
+    ) -> list[Tensor]:
+        times = torch.linspace(1, 0, steps + 1)
         return sample_by_jumps(VelocityFlowMap(network, FlowSchedule()), x, times, cond)
 
     def modules(self) -> Mapping[str, nn.Module]:

@@ -134,6 +134,19 @@ class TRACT(Distillation):
         """DDIM of the student for `nfe` groups; raises ValueError where there is none."""
         return sample_by_solver(self.denoiser(nfe), DDIM(), x, self.ground.grid(nfe), cond)
 
+    def sample_in(
+        self,
+        stage: Stage,
+        x: Tensor,
+        nfe: int,
+        cond: Conditioning | None,
+        generator: torch.Generator,
+    ) -> list[Tensor]:
+        """Of the phase's own student, in as many steps as it has groups."""
+        trained = stage.players["student"].module
+        (count,) = (n for n, network in self.students.items() if network is trained)
+        return self.sample(x, count, cond, generator)
+
     def modules(self) -> Mapping[str, nn.Module]:
         """ "student" is the last phase's; "student_N" that of N groups, "average_N" its average."""
         last = min(self.students)

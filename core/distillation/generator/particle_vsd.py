@@ -58,6 +58,7 @@ class ParticleVSD(FakeScoreDistillation):
         idea="Move particles by the teacher's score less their own.",
         equation="g = w (eps_p - eps_fake)",
     )
+    is_conditional = False
 
     def __init__(
         self,

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from core.distillation.method import Needs
+from core.distillation.method import Distillation, Needs
+from core.distillation.point_cloud_ground import point_cloud_ground
+from core.schedule import diffuse
 from sds3d import cli
 from sds3d.assets import shipped
 from sds3d.distill.catalogue import METHODS, card_as_dict, find_method, make_method
 from sds3d.distill.digits import digit_classifier, digits
-from sds3d.distill.grounds import GroundName, named_ground
+from sds3d.distill.grounds import GroundName, NamedGround, load_clouds, named_ground
 from sds3d.distill.measure import conditioning, digits_floor, draw, measure, teacher_samples
+from sds3d.distill.refusals import GROUND_HAS
 from sds3d.distill.run import DistillConfig, distill
 from sds3d.distill.students import load_student
 from sds3d.errors import BadInput, Interrupted
@@ -37,10 +43,20 @@ def test_every_method_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) 
 GROUNDS: dict[str, GroundName] = {"psf": "clouds", "riemannian": "mixture"}
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.card.name)
-def test_every_method_trains_and_samples_on_some_ground(method) -> None:
+def ground_for(method: type[Distillation]) -> NamedGround:
+    """The smallest that serves it."""
     labels = {Needs.LABELS, Needs.CLASSIFIER} & method.card.needs
     ground = named_ground("mixture" if labels else GROUNDS.get(method.card.name, "mixture-1d"))
+    if ground.name != "clouds":
+        return ground
+    # Pairs of clouds are made thousands of points at a time: fewer points, narrower networks.
+    few = load_clouds(shipped("clouds"))[:6, :6]
+    return replace(ground, ground=point_cloud_ground(few, width=16))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.card.name)
+def test_every_method_trains_and_samples_on_some_ground(method) -> None:
+    ground = ground_for(method)
     nfe = method.card.nfe[0]
     made = make_method(method, ground, steps=8, nfe=nfe, batch=16, learning_rate=1e-3, seed=0)
     before = {k: v.clone() for k, v in made.student.state_dict().items()}
@@ -52,7 +68,7 @@ def test_every_method_trains_and_samples_on_some_ground(method) -> None:
     states, _ = draw(made, ground, nfe, 7, seed=1)
     assert states[-1].shape == (7, *ground.ground.shape)
     assert bool(states[-1].isfinite().all())
-    assert card_as_dict(method.card)["nfe"] == list(method.card.nfe)
+    assert card_as_dict(method)["nfe"] == list(method.card.nfe)
 
 
 def test_a_student_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
@@ -62,7 +78,8 @@ def test_a_student_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     )
     folder = distill(config, events.append, lambda: False)
     assert {p.name for p in folder.iterdir()} == {
-        "student.safetensors", "student.json", "samples.png", "history.png",
+        "student.safetensors", "student.json", "samples.safetensors", "samples.png", "history.png",
+        "student.png", "teacher.png", "teacher-few.png", "history.json",
     }  # fmt: skip
     assert isinstance(events[-1], Distilled)
     assert any(isinstance(e, DistillStep) for e in events)
@@ -71,9 +88,29 @@ def test_a_student_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     states, _ = draw(method, ground, 4, 200, seed=1)
     teacher = teacher_samples(ground, 200, 1)
     again = measure(ground, states[-1], teacher, 2)
-    figures = json.loads((folder / "student.json").read_text())["measured"]
+    document = json.loads((folder / "student.json").read_text())
     for name, value in again.items():
-        assert figures[name] == pytest.approx(value, rel=1e-5, abs=1e-7)
+        assert document["measured"][name] == pytest.approx(value, rel=1e-5, abs=1e-7)
+    few, many = document["teacher"]
+    assert (few["nfe"], many["nfe"], many["to_teacher"]) == (4, 64, 0.0)
+    by_few = measure(ground, teacher_samples(ground, 200, 1, 4), teacher, 2)
+    assert few["to_teacher"] == pytest.approx(by_few["to_teacher"], rel=1e-5) != 0.0
+    kept = load_file(folder / "samples.safetensors")
+    torch.testing.assert_close(kept["samples"], states[-1])
+    torch.testing.assert_close(kept["teacher"], teacher)
+    assert len(kept["labels"]) == 200
+
+
+def test_the_whole_ground_of_clouds_is_of_unit_variance_and_its_teacher_knows_it() -> None:
+    ground = named_ground("clouds").ground
+    x0 = ground.data(50, torch.Generator().manual_seed(0)).x0
+    assert x0.shape == (50, 64, 3)
+    assert float(x0.square().mean()) == pytest.approx(1.0, abs=0.2)
+    t = torch.full((50,), 0.05)
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    x_t = diffuse(ground.schedule, x0, eps, t)
+    seen = ground.teacher(x_t, t).x0
+    assert float((seen - x0).square().mean()) < 0.2 * float((x_t - x0).square().mean())
 
 
 def test_an_interrupted_training_goes_on_to_the_same_student(tmp_path: Path) -> None:
@@ -98,6 +135,8 @@ def test_what_does_not_go_together_is_refused_in_one_line(
         (["ufogan"], "no distillation method 'ufogan'; nearest: ufogen"),
         (["guidance", "--teacher", "mixture-1d", "--nfe", "8"], "needs class labels"),
         (["cfd", "--teacher", "mixture-1d"], "needs a classifier"),
+        (["psf"], "psf needs point clouds, and the ground mixture has none: give --teacher clouds"),
+        (["shortcut", "--nfe", "3"], "shortcut is meant for --nfe 1, 2, 4, 8, not for 3"),
         (["kd", "--nfe", "4"], "kd is meant for --nfe 1, not for 4"),
         (["progressive", "--nfe", "3"], "teacher_steps must be nfe times"),
         (["kd", "--teacher", "sdxl"], "--teacher is 'sdxl': give one of mixture"),
@@ -156,6 +195,17 @@ def test_the_digits_teacher_makes_digits() -> None:
     figures = measure(ground, made, made, 0)
     noise = torch.randn(n, 64, generator=torch.Generator().manual_seed(1)) * train.images.std()
     assert figures["frechet"] < digits_floor(ground) < measure(ground, noise, made, 0)["frechet"]
+
+
+def test_what_a_ground_has_is_what_the_refusals_say() -> None:
+    assert set(GROUND_HAS) == set(get_args(GroundName))
+    for name in get_args(GroundName):
+        ground = named_ground(name)
+        assert ("class labels" in GROUND_HAS[name]) is ground.has_labels
+        assert ("a classifier" in GROUND_HAS[name]) is (ground.classifier is not None)
+        assert ("point clouds" in GROUND_HAS[name]) is (len(ground.ground.shape) == 2)
+    needs = {need.value for need in Needs}
+    assert all(found <= needs for found in GROUND_HAS.values())
 
 
 def test_names_of_methods_are_found() -> None:
