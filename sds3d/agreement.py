@@ -16,11 +16,9 @@ from torch.nn import functional as F
 from core.distillation.score.sds import SDS
 from core.schedule import noise_like
 from core.teachers.teacher import encode_for
-from nerf.cameras import camera_rays, orbit_c2w
-from nerf.rendering import RenderConfig, render
 
 from .config import OptimizeConfig
-from .views import FOVY_DEG, Views, ring
+from .views import Views
 
 if TYPE_CHECKING:
     from .optimize import Optimization
@@ -55,13 +53,14 @@ def measure_agreement(loop: Optimization) -> float | None:
     and noise are the same in every call. Draws from no generator of the run and changes nothing in
     it. No more views are in memory at once than in a step.
     """
-    views = ring(len(TIMES), ELEVATION_DEG)
+    particle = loop.particles[0]
+    views = particle.around(len(TIMES), ELEVATION_DEG)
     generator = torch.Generator().manual_seed(0)
     total, count = 0.0, 0
     for some in torch.arange(len(TIMES)).split(loop.options.views_per_step):
         part = Views(views.azimuth_deg[some], views.elevation_deg[some], views.distance[some])
         with torch.no_grad():
-            images = render_views(loop, part, loop.options.resolutions[-1], BACKGROUND)
+            images = render_views(loop, part, particle.finest_side, BACKGROUND)
             size = (loop.teacher_size, loop.teacher_size)
             images = F.interpolate(images, size, mode="bilinear")
             x = encode_for(loop.teacher, 2.0 * images - 1.0)
@@ -78,16 +77,4 @@ def measure_agreement(loop: Optimization) -> float | None:
 
 def render_views(loop: Optimization, views: Views, side: int, background: float) -> Tensor:
     """[V, 3, side, side] in [0, 1]: the object from these sides, without jitter or gradient."""
-    device = loop.device
-    c2w = orbit_c2w(views.azimuth_deg, views.elevation_deg, views.distance, device=device)
-    rays_o, rays_d = camera_rays(c2w, FOVY_DEG, side, side)
-    with torch.no_grad():
-        rendered = render(
-            loop.field,
-            loop.occupancy,
-            rays_o,
-            rays_d,
-            RenderConfig(step_size=loop.options.step_size),
-            background=torch.full((3,), background, device=device),
-        )
-    return rendered.images
+    return loop.particles[0].pictures(views, side, background)

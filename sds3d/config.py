@@ -40,7 +40,10 @@ TeacherName = str
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Format = Literal["glb", "obj"]
-MethodName = Literal["sds", "sjc", "csd", "ism", "sdi", "nfsd", "reconstruction", "hifa", "cds"]
+TargetName = Literal["mesh", "image"]
+MethodName = Literal[
+    "sds", "sjc", "csd", "ism", "sdi", "nfsd", "reconstruction", "hifa", "cds", "vsd"
+]
 TimestepPolicyName = Literal["linear", "sqrt", "uniform", "non-increasing"]
 ViewPromptsName = Literal["none", "discrete", "interpolated"]
 
@@ -129,9 +132,39 @@ class FieldOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """An image in the place of the field (--target image)."""
+
+    image_resolution: int = 0
+    """Side of the optimised image in pixels, enlarged to the teacher's; 0 is the teacher's."""
+    image_learning_rate: float = 0.02
+    """Adam's rate for the image's values in [0, 1]."""
+    azimuth_deg: float = 0.0
+    """Azimuth of the image's camera in degrees, 0 in front."""
+    elevation_deg: float = 15.0
+    """Elevation of the image's camera in degrees."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.image_resolution == 0 or 4 <= self.image_resolution <= 2048,
+            "--image-resolution",
+            self.image_resolution,
+            "give 4 to 2048 pixels, or 0 for the teacher's own",
+        )
+        require_number("--image-learning-rate", self.image_learning_rate, 0, 1)
+        require_number("--azimuth-deg", self.azimuth_deg, -360, 360)
+        require_number("--elevation-deg", self.elevation_deg, -90, 90)
+
+
+_IMAGE_DEFAULTS = ImageOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizeConfig:
     """The score distillation. Progress runs from 0 at the first step to 1 after the last."""
 
+    target: TargetName = field(default="mesh", metadata=_ADDED_LATER)
+    """What is made: a field that becomes a mesh, or an image to look at a method closely."""
     steps: int = 1000
     """Steps of the optimisation."""
     extra_steps: int = field(default=0, metadata=_ADDED_LATER)
@@ -148,6 +181,12 @@ class OptimizeConfig:
     """Time between the two neighbours that are compared (ism, cds)."""
     ode_steps: int = field(default=10, metadata=_ADDED_LATER)
     """Steps toward the image's own noise (ism, sdi) or toward the clean image (hifa)."""
+    particles: int = field(default=1, metadata=_ADDED_LATER)
+    """Objects that are made together, each step moving the next in turn (vsd)."""
+    lora_rank: int = field(default=4, metadata=_ADDED_LATER)
+    """Rank of what the teacher's learning twin may change (vsd)."""
+    lora_learning_rate: float = field(default=1e-4, metadata=_ADDED_LATER)
+    """Adam's rate for the learning twin (vsd)."""
     view_prompts: ViewPromptsName = field(default="none", metadata=_ADDED_LATER)
     """Whether prompts say front, side, back or overhead view: the nearest, or a mixture."""
     perp_neg: bool = field(default=False, metadata=_ADDED_LATER)
@@ -189,6 +228,7 @@ class OptimizeConfig:
     occupancy_interval: int = 8
     """Steps between updates of the occupancy grid."""
     field: FieldOptions = field(default_factory=FieldOptions)
+    image: ImageOptions = dataclasses.field(default=_IMAGE_DEFAULTS, metadata=_ADDED_LATER)
 
     def __post_init__(self) -> None:
         require_number("--steps", self.steps, 1, 1_000_000)
@@ -244,6 +284,7 @@ class OptimizeConfig:
 
     def _check_method(self) -> None:
         for flag, value, allowed in (
+            ("--target", self.target, TargetName),
             ("--method", self.method, MethodName),
             ("--view-prompts", self.view_prompts, ViewPromptsName),
             ("--timestep-policy", self.timestep_policy, TimestepPolicyName),
@@ -254,6 +295,15 @@ class OptimizeConfig:
         require_number("--perturbations", self.perturbations, 1, 64)
         require_number("--timestep-interval", self.timestep_interval, 1e-3, 0.5)
         require_number("--ode-steps", self.ode_steps, 1, 100)
+        require_number("--particles", self.particles, 1, 64)
+        require_number("--lora-rank", self.lora_rank, 1, 1024)
+        require_number("--lora-learning-rate", self.lora_learning_rate, 0, 1)
+        _require(
+            self.particles == 1 or self.method == "vsd",
+            "--particles",
+            self.particles,
+            "give --method vsd with it; other methods make one object, so run them once per --seed",
+        )
         _require(
             self.method != "reconstruction" or self.guidance_rescale > 0,
             "--guidance-rescale",

@@ -1,16 +1,16 @@
-"""The one loop: from a prompt to a radiance field, by the score of a frozen teacher.
+"""The one loop: from a prompt to a radiance field or an image, by the score of a frozen teacher.
 
-Each step looks at the field from a few sides, asks the teacher what the view should rather look
-like, and moves the field that way. A step is a function of the field's state, the config and the
-step's number alone: all its randomness comes from (seed, step), so a resumed run repeats the
-uninterrupted one bit for bit on the same machine.
+Each step looks at what is optimised from a few sides, asks the teacher what the view should rather
+look like, and moves it that way. Of several particles each step takes the next one in turn. A step
+is a function of the state, the config and the step's number alone: all its randomness comes from
+(seed, step), so a resumed run repeats the uninterrupted one bit for bit on the same machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,27 +21,21 @@ from torch.nn import functional as F
 from core.denoiser import Conditioning, Denoiser
 from core.distillation.score.sds import surrogate_loss
 from core.teachers.teacher import encode_for, free_text_encoders
-from nerf.background import random_background
-from nerf.cameras import camera_rays, orbit_c2w
-from nerf.field import FieldConfig, RadianceField
-from nerf.hash_grid import HashGridConfig
-from nerf.occupancy import OccupancyConfig, OccupancyGrid
-from nerf.regularizers import normal_smoothness, opacity_entropy, orientation_loss
-from nerf.rendering import RenderConfig, Rendered, render
 
 from .agreement import is_due, is_kept, measure_agreement
 from .config import GenerateConfig, OptimizeConfig
 from .errors import Diverged
 from .events import Event, Health, Step, Warning
+from .optimizer_state import gradients_finite, load_moments, moments_of
+from .representation import Representation
 from .runs import CheckpointFile
+from .seeds import step_seed
 from .supervision import supervise, timestep_policy
-from .views import FOVY_DEG, sample_views
+from .targets import represent
 
 SNAPSHOT_INTERVAL = 25
 MOST_ROLLBACKS = 3
 HEALTH_INTERVAL = 50
-NEIGHBOUR_DISTANCE = 0.01
-"""How far apart normals are compared, in world units."""
 
 
 class Teacher(Denoiser, Protocol):
@@ -54,19 +48,18 @@ class Teacher(Denoiser, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimized:
-    """The field as the loop left it.
+    """What the loop made, as it left it.
 
     Attributes:
-        field, occupancy: What renders.
+        particles: What was optimised, more than one only where the method takes several.
         step: Steps done.
         seconds: Wall time of this call by part, as StepClock names them.
-        health: What is wrong with the field in plain words, empty if nothing.
+        health: What is wrong with what was made in plain words, empty if nothing.
         agreement: The teacher's agreement with the object by step (`measure_agreement`).
         stopped: Whether the loop was asked to stop before its last step.
     """
 
-    field: RadianceField
-    occupancy: OccupancyGrid
+    particles: tuple[Representation, ...]
     step: int
     seconds: dict[str, float]
     health: list[str]
@@ -105,7 +98,7 @@ def optimize(
     should_stop: Callable[[], bool],
     observe: Callable[[Optimization], None] | None = None,
 ) -> Optimized:
-    """Optimise a field for `config.prompt`, going on from `checkpoint` where it holds a state.
+    """Optimise for `config.prompt`, going on from `checkpoint` where it holds a state.
 
     `should_stop` is asked after every step; when it says yes the state is saved and `stopped` set.
     `observe` is shown the state after every step, to look at and not to change.
@@ -179,8 +172,7 @@ def optimize(
             checkpoint.save(loop.tensors(), loop.meta())
             saved = time.monotonic()
     return Optimized(
-        field=loop.field,
-        occupancy=loop.occupancy,
+        particles=tuple(loop.particles),
         step=loop.step,
         seconds=clock.seconds,
         health=[] if loop.complaint is None else [loop.complaint],
@@ -211,22 +203,23 @@ class Optimization:
         self.teacher = teacher
         self.teacher_size = teacher.image_size
         self.device = torch.device(config.device)
-        self.supervision = supervise(self.options, teacher, config.prompt, config.negative_prompt)
+        self.supervision = supervise(
+            self.options, teacher, config.prompt, config.negative_prompt, seed=config.seed
+        )
         self.cond = self.supervision.cond
         # What a run asks is encoded by now.
         free_text_encoders(teacher)
-        self.field = make_field(self.options, config.seed).to(self.device)
-        self.occupancy = OccupancyGrid(
-            self.field.aabb,
-            OccupancyConfig(
-                resolution=self.options.occupancy_resolution,
-                update_every=self.options.occupancy_interval,
-            ),
-        ).to(self.device)
-        encoding = list(self.field.encoding.parameters())
-        rest = [*self.field.hidden.parameters(), *self.field.head.parameters()]
+        self.particles = [
+            represent(config, teacher.image_size, number)
+            for number in range(self.options.particles)
+        ]
+        groups = [group for particle in self.particles for group in particle.groups()]
+        self._first_rates = [group.learning_rate for group in groups]
         self.optimizer = torch.optim.Adam(
-            [{"params": encoding}, {"params": rest}], betas=(0.9, 0.99), eps=1e-15, fused=True
+            [{"params": list(group.parameters)} for group in groups],
+            betas=(0.9, 0.99),
+            eps=1e-15,
+            fused=True,
         )
         self.step = 0
         self.rollbacks = 0
@@ -239,31 +232,15 @@ class Optimization:
         options = self.options
         progress = min(self.step / options.steps, 1.0)
         generator = torch.Generator().manual_seed(step_seed(self.seed, self.step))
+        turn, number = divmod(self.step, len(self.particles))
+        particle = self.particles[number]
         self._set_rates(progress)
         clock.lap("rest")
-        self.occupancy.update(self.step, self.field.density, generator)
-        clock.lap("render")
-
-        views = sample_views(options.views_per_step, options.elevation_range_deg, generator)
-        resolution = resolution_at(options, progress)
-        c2w = orbit_c2w(views.azimuth_deg, views.elevation_deg, views.distance, device=self.device)
-        rays_o, rays_d = camera_rays(c2w, FOVY_DEG, resolution, resolution)
-        background = random_background(len(c2w), generator).to(self.device)
-        needs_normals = options.orientation_weight > 0
-        clock.lap("rest")
-        rendered = render(
-            self.field,
-            self.occupancy,
-            rays_o,
-            rays_d,
-            RenderConfig(step_size=options.step_size),
-            background=background[:, None, None],
-            generator=generator,
-            with_normals=needs_normals,
-            create_graph=needs_normals,
-        )
+        particle.prepare(turn, generator)
+        views = particle.views(generator)
+        shown = particle.show(views, progress, generator)
         images = F.interpolate(
-            rendered.images, (self.teacher_size, self.teacher_size), mode="bilinear"
+            shown.images, (self.teacher_size, self.teacher_size), mode="bilinear"
         )
         x = 2.0 * images - 1.0
         clock.lap("render")
@@ -274,34 +251,42 @@ class Optimization:
         clock.lap("teacher")
 
         loss = surrogate_loss(judged, gradient) / judged[0].numel() / len(judged)
-        loss = loss + regularization(options, self.field, rendered, generator)
+        loss = loss + shown.penalty(generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         clock.lap("backward")
-        finite = bool(torch.isfinite(loss)) and self._gradients_finite()
+        finite = bool(torch.isfinite(loss)) and gradients_finite(particle.parameters())
+        fake = self.supervision.fake
+        if fake is not None:
+            cond = self.supervision.condition(views)
+            finite = fake.learn(judged.detach(), cond, generator) and finite
+            clock.lap("teacher")
         if finite:
             self.optimizer.step()
+            if fake is not None:
+                fake.step(self.rate_scale)
             self.step += 1
         clock.lap("update")
-        opacity = rendered.opacity.detach()
         report = StepReport(
             finite=finite,
             timestep=float(t.mean()),
-            opacity=float(opacity.mean()),
-            rays=opacity.numel(),
-            samples=len(rendered.surface.samples),
-            resolution=resolution,
-            complaint=complaint_about(opacity),
+            opacity=float(shown.opacity.mean()),
+            rays=shown.opacity.numel(),
+            samples=shown.samples,
+            resolution=shown.images.shape[-1],
+            complaint=particle.complaint(shown),
         )
         clock.lap("rest")
         return report
 
     def tensors(self) -> dict[str, Tensor]:
         """A copy of every tensor that determines the following steps."""
-        found = {f"field.{k}": v for k, v in self.field.state_dict().items()}
-        found |= {f"occupancy.{k}": v for k, v in self.occupancy.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            found |= {f"adam.{index}.{key}": value for key, value in moments.items()}
+        found = {}
+        for start, particle in self._named_particles():
+            found |= {f"{start}{k}": v for k, v in particle.state_dict().items()}
+        found |= {f"adam.{name}": moment for name, moment in moments_of(self.optimizer).items()}
+        if self.supervision.fake is not None:
+            found |= {f"fake.{k}": v for k, v in self.supervision.fake.tensors().items()}
         return {name: tensor.detach().clone() for name, tensor in found.items()}
 
     def meta(self) -> dict[str, Any]:
@@ -321,14 +306,13 @@ class Optimization:
             start = f"{prefix}."
             return {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
 
-        self.field.load_state_dict(part("field"))
-        self.occupancy.load_state_dict(part("occupancy"))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part("adam").items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor.clone()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for start, particle in self._named_particles():
+            particle.load_state_dict(
+                {name: tensors[f"{start}{name}"] for name in particle.state_dict()}
+            )
+        load_moments(self.optimizer, part("adam"))
+        if self.supervision.fake is not None:
+            self.supervision.fake.load(part("fake"))
         self.step = int(meta["step"])
         self.rollbacks = int(meta["rollbacks"])
         self.rate_scale = float(meta["rate_scale"])
@@ -343,42 +327,13 @@ class Optimization:
 
     def _set_rates(self, progress: float) -> None:
         decay = self.options.final_learning_rate**progress * self.rate_scale
-        rates = (self.options.encoding_learning_rate, self.options.mlp_learning_rate)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self._first_rates, strict=True):
             group["lr"] = rate * decay
 
-    def _gradients_finite(self) -> bool:
-        squares = [p.grad.square().sum() for p in self.field.parameters() if p.grad is not None]
-        return bool(torch.isfinite(torch.stack(squares)).all())
-
-
-def make_field(options: OptimizeConfig, seed: int) -> RadianceField:
-    """The field before its first step."""
-    grid = HashGridConfig(
-        n_levels=options.field.n_levels,
-        n_features=options.field.n_features,
-        log2_table_size=options.field.log2_table_size,
-        base_resolution=options.field.base_resolution,
-        per_level_scale=options.field.per_level_scale,
-    )
-    return RadianceField(
-        FieldConfig(hash_grid=grid, hidden_dim=options.field.hidden_dim),
-        generator=torch.Generator().manual_seed(step_seed(seed, -1)),
-    )
-
-
-def step_seed(seed: int, step: int) -> int:
-    """A generator seed of its own for every (seed, step): splitmix64's finaliser."""
-    z = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1342543DE82EF95) % 2**64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (z ^ (z >> 31)) % 2**63
-
-
-def resolution_at(options: OptimizeConfig, progress: float) -> int:
-    """Side of the rendered views at this progress."""
-    reached = sum(progress >= milestone for milestone in options.resolution_milestones)
-    return options.resolutions[reached]
+    def _named_particles(self) -> Iterator[tuple[str, Representation]]:
+        """Each particle with what its names in a checkpoint begin with; the first with nothing."""
+        for number, particle in enumerate(self.particles):
+            yield f"particle{number + 1}." if number else "", particle
 
 
 def sample_timesteps(
@@ -386,44 +341,3 @@ def sample_timesteps(
 ) -> Tensor:
     """Diffusion times [count], as the options' policy chooses them at this progress."""
     return timestep_policy(options).sample(progress, count, generator)
-
-
-def regularization(
-    options: OptimizeConfig,
-    field: RadianceField,
-    rendered: Rendered,
-    generator: torch.Generator,
-) -> Tensor:
-    """The weighted sum of the regularisers in use."""
-    surface = rendered.surface
-    total = options.entropy_weight * opacity_entropy(rendered.opacity)
-    if options.orientation_weight > 0 and surface.normals is not None:
-        total = total + options.orientation_weight * orientation_loss(
-            surface.weights, surface.normals, surface.directions, rendered.opacity.numel()
-        )
-    if options.normal_smoothness_weight > 0:
-        total = total + options.normal_smoothness_weight * normal_smoothness(
-            lambda points: field.normals(points, create_graph=True),
-            surface.positions,
-            surface.weights,
-            distance=NEIGHBOUR_DISTANCE,
-            generator=generator,
-        )
-    return total
-
-
-def complaint_about(opacity: Tensor) -> str | None:
-    """What is wrong with the views' opacity in plain words, None if nothing is.
-
-    The marks: nothing covers 1 % of the views; a third of what is covered is half transparent;
-    nine tenths of every view are covered.
-    """
-    covered = float((opacity > 0.05).float().mean())
-    if covered < 0.01:
-        return "empty: nothing is left in the box; try another --seed or a lower guidance scale"
-    half = float(((opacity > 0.15) & (opacity < 0.85)).float().mean())
-    if half > covered / 3:
-        return "fog: most of the object is half transparent; more --steps usually clear it"
-    if covered > 0.9:
-        return "fills the box: the object is cut off at its sides; try another --seed"
-    return None

@@ -5,6 +5,7 @@
         events.jsonl                 every event but single steps, one line each
         checkpoint-000007.safetensors, .json   and the one before
         mesh.glb, preview.png, ...   the files
+        particle-2/mesh.glb, ...     those of further particles
         result.json                  written last; names the SHA-256 of each file
 
 A run is done when result.json is there and every file that it names has the recorded hash. The
@@ -214,8 +215,9 @@ class RunFolder:
 
     def _remove(self, names: set[str]) -> None:
         for name in names:
-            # Only plain names: a result that came from elsewhere must not reach out of the folder.
-            if re.fullmatch(r"[\w-][\w.-]*", name):
+            # Only plain names, also of particles: a result that came from elsewhere must not reach
+            # out of the folder.
+            if re.fullmatch(r"(particle-\d+/)?[\w-][\w.-]*", name):
                 (self.path / name).unlink(missing_ok=True)
 
     def _write_json(self, name: str, document: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What the teacher is asked about each view, and how its answer becomes a gradient.
 
 The one place where the options' names become methods: `Supervision` is made once for a run, and
-made of nothing but its options and the teacher, so it has no state to save.
+made of nothing but its options and the teacher. VSD's fake score alone has a state to save.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from core.distillation.score.reconstruction import Reconstruction
 from core.distillation.score.sdi import SDI
 from core.distillation.score.sds import SDS, ScoreDistillation
 from core.distillation.score.sjc import SJC
-from core.guidance import GuidanceRescale, Unconditional
+from core.distillation.score.vsd import VSD
+from core.guidance import EmbeddedGuidance, EmbedsGuidance, GuidanceRescale, Unconditional
+from core.teachers.lora import TakesLora
 from core.timesteps import Pace, TimestepPolicy, TimestepWindow, WeightedNonIncreasing
 
 from .config import OptimizeConfig
+from .errors import ConfigError
+from .fake_score import FakeScore
+from .seeds import step_seed
 from .view_prompts import ViewPrompts, view_texts
 from .views import Views
 
@@ -44,6 +49,7 @@ class Supervision:
         cond: The prompt without a view, one sample.
         view_prompts: The prompt for each view, None where they are off.
         negative: What NFSD keeps away from, None for the other methods.
+        fake: What VSD compares the teacher with, None for the other methods; the caller trains it.
     """
 
     options: OptimizeConfig
@@ -51,12 +57,12 @@ class Supervision:
     cond: Conditioning
     view_prompts: ViewPrompts | None
     negative: Conditioning | None
+    fake: FakeScore | None = None
 
     def gradient(self, x: Tensor, t: Tensor, views: Views, generator: torch.Generator) -> Tensor:
         """The direction for the views' images x [V, 3, H, W] in [-1, 1] at the times t [V]."""
         cond = self.condition(views)
-        distillation = self.distillation(self.guidance(self.options.guidance_scale, views), views)
-        return distillation.gradient(x, t, cond, generator=generator)
+        return self.distillation(views).gradient(x, t, cond, generator=generator)
 
     def condition(self, views: Views) -> Conditioning:
         """What the teacher is told about these views: the prompt, and where the camera stands."""
@@ -75,43 +81,54 @@ class Supervision:
             guidance = GuidanceRescale(guidance=guidance, rescale=self.options.guidance_rescale)
         return guidance
 
-    def distillation(self, guidance: Guidance, views: Views) -> ScoreDistillation:
+    def denoiser(self, views: Views) -> Denoiser:
+        """The guided teacher where its one answer will do: in one pass if it embeds guidance."""
+        if isinstance(self.teacher, EmbedsGuidance):
+            return EmbeddedGuidance(self.teacher, self.options.guidance_scale)
+        return self.guidance(self.options.guidance_scale, views)
+
+    def distillation(self, views: Views) -> ScoreDistillation:
         """The method that the options name."""
         options, scale = self.options, self.options.guidance_scale
         match options.method:
             case "sds":
-                return SDS(guidance)
+                return SDS(self.denoiser(views))
             case "sjc":
-                return SJC(guidance, options.perturbations)
+                return SJC(self.denoiser(views), options.perturbations)
             case "csd":
-                return CSD(guidance)
+                return CSD(self.guidance(scale, views))
             case "ism":
                 return ISM(
-                    denoiser=guidance,
+                    denoiser=self.guidance(scale, views),
                     inverter=Unconditional(self.teacher),
                     interval=options.timestep_interval,
                     inversion_steps=options.ode_steps,
                 )
             case "sdi":
                 return SDI(
-                    denoiser=guidance,
+                    denoiser=self.guidance(scale, views),
                     inverter=ClassifierFreeGuidance(self.teacher, 2 - scale),
                     inversion_steps=options.ode_steps,
                 )
             case "nfsd":
                 assert self.negative is not None
                 negative = self._seen(self.negative, views)
-                return NFSD(guidance=guidance, denoiser=self.teacher, negative=negative)
+                return NFSD(
+                    guidance=self.guidance(scale, views), denoiser=self.teacher, negative=negative
+                )
             case "reconstruction":
                 return Reconstruction(
-                    guidance=guidance,
+                    guidance=self.guidance(scale, views),
                     rescale=options.guidance_rescale,
                     views=len(views.azimuth_deg),
                 )
             case "hifa":
-                return HiFA(denoiser=guidance, steps=options.ode_steps)
+                return HiFA(denoiser=self.denoiser(views), steps=options.ode_steps)
             case "cds":
-                return CDS(denoiser=guidance, interval=options.timestep_interval)
+                return CDS(denoiser=self.denoiser(views), interval=options.timestep_interval)
+            case "vsd":
+                assert self.fake is not None
+                return VSD(self.guidance(scale, views), self.fake.denoiser)
 
     def _seen(self, cond: Conditioning, views: Views) -> Conditioning:
         """`cond` with the views' cameras, unless the teacher is not to be told."""
@@ -123,10 +140,22 @@ class Supervision:
         )
 
 
+_FAKE_STEP = -(10**6)
+"""Where in the steps' seeds the fake score's first weights are drawn: before all particles."""
+
+
 def supervise(
-    options: OptimizeConfig, teacher: Encoder, prompt: str, negative_prompt: str
+    options: OptimizeConfig,
+    teacher: Encoder,
+    prompt: str,
+    negative_prompt: str,
+    *,
+    seed: int = 0,
 ) -> Supervision:
-    """Encode all that a run will ask the teacher."""
+    """Encode all that a run will ask the teacher; `seed` is for what learns beside it.
+
+    Raises ConfigError where the method asks of the teacher what it cannot do.
+    """
     negative = None
     if options.method == "nfsd":
         # Here the negative prompt is not what guidance contrasts with.
@@ -145,7 +174,16 @@ def supervise(
         cond=teacher.encode(prompt, negative_prompt),
         view_prompts=view_prompts,
         negative=negative,
+        fake=_fake_score(options, teacher, seed) if options.method == "vsd" else None,
     )
+
+
+def _fake_score(options: OptimizeConfig, teacher: Encoder, seed: int) -> FakeScore:
+    if not isinstance(teacher, TakesLora):
+        raise ConfigError("--method is vsd, which this teacher has no LoRA for: give sds or csd")
+    generator = torch.Generator().manual_seed(step_seed(seed, _FAKE_STEP))
+    denoiser = teacher.adapt(options.lora_rank, generator)
+    return FakeScore(denoiser, options.lora_learning_rate)
 
 
 def timestep_policy(options: OptimizeConfig) -> TimestepPolicy:

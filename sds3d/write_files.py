@@ -1,111 +1,50 @@
-"""From an optimised field to a run's files: mesh, GLB and OBJ, turntable, contact sheet."""
+"""From what was optimised to a run's files; each particle writes its own."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nerf import mesh as meshes
-from nerf.cameras import camera_rays, orbit_c2w
-from nerf.rendering import RenderConfig, render
-
-from .config import GenerateConfig, MeshConfig
-from .errors import EmptyField, Sds3dError
-from .events import Listener, Stage, Warning
-from .export import export_mesh, export_pictures
-from .views import DISTANCE, FOVY_DEG
+from .config import GenerateConfig
+from .errors import EmptyField
+from .events import Listener, Warning
+from .export import MeshRejectedError
 
 if TYPE_CHECKING:
     from .optimize import Optimized
-
-ISO_VIEWS = 8
-ISO_ELEVATIONS_DEG = (10.0, 40.0)
-ISO_SIDE = 96
 
 
 def write_files(
     optimized: Optimized, config: GenerateConfig, folder: Path, on_event: Listener
 ) -> dict[str, Any]:
-    """Write the mesh in each of the config's formats, turntable.mp4 and preview.png to `folder`.
+    """Write the first particle's files to `folder` and those of others to `folder/particle-<n>`.
 
-    Returns "mesh" (the gate's figures), "iso_iou" (silhouettes of the mesh against the field's
-    opacity over 8 views), "iso_density" and "seconds" of the stages mesh and export. Raises
-    EmptyField where the field has no surface, and the errors of `sds3d.export` where the mesh does
-    not pass its gate or the folder cannot be written.
+    A particle with nothing to write is passed over with a warning, and the next takes its place;
+    where none has anything, the first one's error is raised. Returns what the first wrote measured,
+    with the seconds of all; of the others their folder and figures under "particles".
     """
-    started = time.perf_counter()
-    on_event(Stage("mesh"))
-    extracted = _extract(optimized, config, on_event)
-    meshed = time.perf_counter()
-    on_event(Stage("export"))
-    exported = export_mesh(extracted.mesh, folder, formats=config.mesh.formats)
-    export_pictures(extracted.mesh, folder)
-    done = time.perf_counter()
-    return {
-        "mesh": exported.report.as_dict(),
-        "iso_iou": extracted.silhouette_iou,
-        "iso_density": extracted.threshold,
-        "mesh_seconds": extracted.seconds,
-        "seconds": {"mesh": meshed - started, "export": done - meshed},
-    }
-
-
-def _extract(
-    optimized: Optimized, config: GenerateConfig, on_event: Listener
-) -> meshes.ExtractedMesh:
-    field = optimized.field
-    views = opacity_views(optimized, config)
-
-    def extract(colors: bool) -> meshes.ExtractedMesh:
-        return meshes.extract_mesh(
-            field.density,
-            lambda points: field(points)[1],
-            _mesh_config(config.mesh, texture=colors),
-            views=views,
-            device=config.device,
-        )
-
-    try:
+    figures: dict[str, Any] = {}
+    others: list[dict[str, Any]] = []
+    failed: Exception | None = None
+    for number, particle in enumerate(optimized.particles, start=1):
+        place = folder / f"particle-{number}" if figures else folder
+        place.mkdir(exist_ok=True)
         try:
-            return extract(config.mesh.texture_size > 0)
-        except meshes.AtlasUnavailableError as error:
-            on_event(Warning(f"colours are stored per vertex, not in a texture: {error}"))
-            return extract(False)
-    except meshes.EmptySurfaceError as error:
-        raise EmptyField(
-            f"the optimised field has no surface ({error}): try another --seed or more --steps"
-        ) from error
-    except meshes.NonFiniteDensityError as error:
-        raise Sds3dError(f"the optimised field is damaged: {error}") from error
-
-
-def _mesh_config(mesh: MeshConfig, *, texture: bool) -> meshes.MeshConfig:
-    if not texture:
-        return meshes.MeshConfig(
-            resolution=mesh.mesh_resolution, max_faces=mesh.max_faces, colors="vertex"
-        )
-    return meshes.MeshConfig(
-        resolution=mesh.mesh_resolution, max_faces=mesh.max_faces, texture_size=mesh.texture_size
-    )
-
-
-@torch.no_grad()
-def opacity_views(optimized: Optimized, config: GenerateConfig) -> meshes.FieldViews:
-    """What the field looks like from 8 sides, alternately from a little and from well above."""
-    azimuths_deg = [360.0 * view / ISO_VIEWS for view in range(ISO_VIEWS)]
-    elevations_deg = [ISO_ELEVATIONS_DEG[view % 2] for view in range(ISO_VIEWS)]
-    c2w = orbit_c2w(azimuths_deg, elevations_deg, DISTANCE, device=config.device)
-    settings = RenderConfig(step_size=config.optimize.step_size)
-    opacity = []
-    for pose in c2w:
-        rays_o, rays_d = camera_rays(pose[None], FOVY_DEG, ISO_SIDE, ISO_SIDE)
-        rendered = render(optimized.field, optimized.occupancy, rays_o, rays_d, settings)
-        opacity.append(rendered.opacity)
-    return meshes.FieldViews(
-        opacity=torch.cat(opacity).float().cpu().numpy(),
-        c2w=c2w.cpu().numpy(),
-        fovy_deg=FOVY_DEG,
-    )
+            made = particle.write_files(config, place, on_event)
+        except (EmptyField, MeshRejectedError) as error:
+            if len(optimized.particles) == 1:
+                raise
+            failed = failed or error
+            on_event(Warning(f"particle {number}: {error}"))
+            continue
+        if not figures:
+            figures = made
+            continue
+        seconds = made.pop("seconds")
+        for stage, value in seconds.items():
+            figures["seconds"][stage] += value
+        others.append({"folder": place.name, **made})
+    if not figures:
+        assert failed is not None
+        raise failed
+    return {**figures, "particles": others} if others else figures

@@ -19,7 +19,7 @@ from core.teachers.folder import TeacherFolder
 from core.teachers.loading import discrete_schedule
 from core.teachers.pretrained import PretrainedTeacher, TextFeatures, TextReader
 from core.teachers.teacher import TeacherOptions
-from core.teachers.unet import load_unet
+from core.teachers.unet import UNET_LORA, load_unet
 
 __all__ = ["DeepFloydIFTeacher"]
 
@@ -33,6 +33,7 @@ class DeepFloydIFTeacher(PretrainedTeacher):
     """
 
     published_dtype = torch.float16
+    lora_places = UNET_LORA
 
     def __init__(
         self, folder: TeacherFolder, *, device: torch.device | str, options: TeacherOptions

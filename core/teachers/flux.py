@@ -18,6 +18,7 @@ from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from core.teachers.folder import TeacherFolder
 from core.teachers.loading import load_model
+from core.teachers.lora import LoraPlaces
 from core.teachers.pretrained import LatentPretrainedTeacher, TextFeatures, TextReader
 from core.teachers.teacher import TeacherOptions
 
@@ -49,6 +50,11 @@ class FluxTeacher(LatentPretrainedTeacher):
     """
 
     published_dtype = torch.bfloat16
+    lora_places = LoraPlaces(
+        network="transformer",
+        attention=r".*\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
+        time_embedding="time_text_embed",
+    )
 
     def __init__(
         self, folder: TeacherFolder, *, device: torch.device | str, options: TeacherOptions

@@ -23,6 +23,7 @@ from core.teachers.autoencoder import Autoencoder
 from core.teachers.errors import TeacherOptionError
 from core.teachers.folder import TeacherFolder, read_folder
 from core.teachers.loading import choose_dtype, load_model, load_tokenizer
+from core.teachers.lora import LoraDenoiser, LoraPlaces, adapt
 from core.teachers.teacher import PromptNote, TeacherOptions
 
 __all__ = ["LatentPretrainedTeacher", "PretrainedTeacher", "TextFeatures", "TextReader"]
@@ -61,6 +62,9 @@ class PretrainedTeacher(ABC):
 
     published_dtype: ClassVar[torch.dtype]
     """Half precision in which the family runs well."""
+
+    lora_places: ClassVar[LoraPlaces]
+    """Where a learning twin of the family takes its adapters."""
 
     image_size: int
     schedule: NoiseSchedule
@@ -149,6 +153,10 @@ class PretrainedTeacher(ABC):
     def free_text_encoders(self) -> None:
         """Let go of the text encoders' memory; what is encoded stays valid."""
         self._text_encoders.clear()
+
+    def adapt(self, rank: int, generator: torch.Generator) -> LoraDenoiser:
+        """A twin that learns, with the weights of this one; see `core.teachers.lora`."""
+        return adapt(self, self.lora_places, rank=rank, generator=generator)
 
     def check_prompt(self, prompt: str) -> PromptNote:
         """Whether the prompt is longer than what is read of it."""

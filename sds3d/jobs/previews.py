@@ -103,9 +103,9 @@ def _pixels(loop: Optimization, side: int) -> np.ndarray:
     import numpy as np
 
     from sds3d.agreement import render_views
-    from sds3d.views import ring
 
-    images = render_views(loop, ring(VIEWS, ELEVATION_DEG), side, BACKGROUND)
+    views = loop.particles[0].around(VIEWS, ELEVATION_DEG)
+    images = render_views(loop, views, side, BACKGROUND)
     images = images.clamp(0, 1).mul(255).round()
     frames = images.permute(0, 2, 3, 1).byte().cpu().numpy()
     return np.concatenate(list(frames), axis=1)

@@ -96,7 +96,7 @@ def test_a_run_that_is_measured_ends_with_the_bits_of_one_that_is_not(
     for due in (lambda *_: False, lambda *_: True):
         monkeypatch.setattr(optimize, "is_due", due)
         found, steps = _run(_config(fakes), fakes.GreyTeacher(), tmp_path / str(len(fields)))
-        fields.append(found.field.state_dict())
+        fields.append(found.particles[0].state_dict())
         assert [step.agreement is not None for step in steps] == [due()] * 4
     assert all(torch.equal(fields[0][name], fields[1][name]) for name in fields[0])
 

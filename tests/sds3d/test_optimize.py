@@ -22,24 +22,30 @@ from core.teachers.toybox_network import (
     make_tokenizer,
 )
 from nerf.cameras import camera_rays, orbit_c2w
+from nerf.field import RadianceField
 from nerf.rendering import RenderConfig, render
+from sds3d import field_representation
 from sds3d import optimize as loop_module
 from sds3d.config import FieldOptions, GenerateConfig, OptimizeConfig
 from sds3d.errors import Diverged
 from sds3d.events import Event, Health, Step, Warning
+from sds3d.field_representation import (
+    FieldRepresentation,
+    complaint_about,
+    make_field,
+    regularization,
+    resolution_at,
+)
 from sds3d.optimize import (
     SNAPSHOT_INTERVAL,
     Optimization,
     Optimized,
     StepClock,
-    complaint_about,
-    make_field,
     optimize,
-    resolution_at,
     sample_timesteps,
-    step_seed,
 )
 from sds3d.runs import CheckpointFile
+from sds3d.seeds import step_seed
 from sds3d.views import DISTANCE, FOVY_DEG, ring
 
 SIZE = 24
@@ -143,6 +149,13 @@ def run(
     )
 
 
+def field_of(result: Optimized | Optimization) -> RadianceField:
+    """The one field that was optimised."""
+    (particle,) = result.particles
+    assert isinstance(particle, FieldRepresentation)
+    return particle.field
+
+
 def state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     saved = CheckpointFile(folder).load()
     assert saved is not None
@@ -194,7 +207,7 @@ def test_the_global_generator_does_not_matter() -> None:
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        results.append(run(config(steps=10)).field.state_dict())
+        results.append(field_of(run(config(steps=10))).state_dict())
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
@@ -210,8 +223,8 @@ def test_a_finished_run_is_taken_as_it_is_with_its_complaint(tmp_path: Path) -> 
     assert events == []
     assert again.step == 3
     assert again.health == ["fog: as it was found"]
-    for name, tensor in first.field.state_dict().items():
-        assert torch.equal(again.field.state_dict()[name], tensor)
+    for name, tensor in field_of(first).state_dict().items():
+        assert torch.equal(field_of(again).state_dict()[name], tensor)
 
 
 def test_neighbouring_seeds_and_steps_have_generators_of_their_own() -> None:
@@ -259,7 +272,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Probe]]:
 
 
 def finite(result: Optimized) -> bool:
-    return all(bool(p.isfinite().all()) for p in result.field.parameters())
+    return all(bool(p.isfinite().all()) for p in field_of(result).parameters())
 
 
 @pytest.mark.parametrize("step", [0, 7, SNAPSHOT_INTERVAL, SNAPSHOT_INTERVAL + 9])
@@ -344,7 +357,7 @@ def test_the_teacher_gets_no_gradient_and_keeps_its_hash() -> None:
     result = run(config(steps=4, guidance_scale=4.0), teacher)
     assert parameter_sha256(teacher.module) == before
     assert all(p.grad is None and not p.requires_grad for p in teacher.module.parameters())
-    after = result.field.state_dict()
+    after = field_of(result).state_dict()
     assert not torch.equal(field_before["encoding.table"], after["encoding.table"])
 
 
@@ -376,8 +389,8 @@ def test_both_learning_rates_fall_to_their_last_share(probe: list[Probe]) -> Non
     assert rates[30] == pytest.approx([0.008, 0.002])  # the geometric middle
     assert rates[59] == pytest.approx([0.08 * 0.01 ** (59 / 60), 0.02 * 0.01 ** (59 / 60)])
     groups = [{id(p) for p in group["params"]} for group in probe[0].optimizer.param_groups]
-    assert groups[0] == {id(p) for p in probe[0].field.encoding.parameters()}
-    assert groups[0] | groups[1] == {id(p) for p in probe[0].field.parameters()}
+    assert groups[0] == {id(p) for p in field_of(probe[0]).encoding.parameters()}
+    assert groups[0] | groups[1] == {id(p) for p in field_of(probe[0]).parameters()}
 
 
 # --- health ----------------------------------------------------------------------------------
@@ -409,13 +422,13 @@ def test_a_field_from_which_all_matter_vanished_goes_on_and_says_so(
 ) -> None:
     made = make_field
 
-    def emptied(options: OptimizeConfig, seed: int) -> Any:
-        found = made(options, seed)
+    def emptied(options: OptimizeConfig, seed: int, number: int) -> Any:
+        found = made(options, seed, number)
         with torch.no_grad():
             found.head.bias[0] = -1e4
         return found
 
-    monkeypatch.setattr(loop_module, "make_field", emptied)
+    monkeypatch.setattr(field_representation, "make_field", emptied)
     events: list[Event] = []
     result = run(config(steps=9), events=events)
     assert result.step == 9
@@ -442,7 +455,8 @@ def test_each_step_is_told_once_with_finite_numbers() -> None:
         assert event.samples > 0
     assert steps[-1].eta_seconds == 0
     assert [event.resolution for event in steps] == [12] * 30 + [16] * 30
-    assert set(result.seconds) == {"render", "teacher", "backward", "update", "rest"}
+    parts = {"render", "teacher", "backward", "update", "agreement", "rest"}
+    assert set(result.seconds) == parts
 
 
 def test_a_stop_is_obeyed_after_the_step_and_the_state_saved(tmp_path: Path) -> None:
@@ -452,7 +466,7 @@ def test_a_stop_is_obeyed_after_the_step_and_the_state_saved(tmp_path: Path) -> 
     assert result.step == len(events) == 7
     tensors, meta = state(tmp_path)
     assert meta["step"] == 7
-    for name, tensor in result.field.state_dict().items():
+    for name, tensor in field_of(result).state_dict().items():
         assert torch.equal(tensors[f"field.{name}"], tensor)
 
 
@@ -506,17 +520,17 @@ def test_each_regulariser_lowers_what_it_penalises(weights: dict[str, float]) ->
         c2w = orbit_c2w(views.azimuth_deg, views.elevation_deg, views.distance)
         rays_o, rays_d = camera_rays(c2w, FOVY_DEG, 16, 16)
         rendered = render(
-            result.field, None, rays_o, rays_d, RenderConfig(step_size=0.08), with_normals=True
+            field_of(result), None, rays_o, rays_d, RenderConfig(step_size=0.08), with_normals=True
         )
         only = replace(OPTIONS, **{**off, name: 1.0})
-        return loop_module.regularization(only, result.field, rendered, g).item()
+        return regularization(only, field_of(result), rendered, g).item()
 
     assert penalty(**weights) < 0.9 * penalty()
 
 
 def iou(result: Optimized | None = None) -> float:
     """The field's silhouettes against the ball's, from sides that no step saw exactly."""
-    found = make_field(OPTIONS, 0) if result is None else result.field
+    found = make_field(OPTIONS, 0) if result is None else field_of(result)
     views = ring(6, 20.0)
     c2w = orbit_c2w(views.azimuth_deg, views.elevation_deg, views.distance)
     rays_o, rays_d = camera_rays(c2w, FOVY_DEG, SIZE, SIZE)

@@ -10,13 +10,14 @@ import torch
 import trimesh
 
 from nerf import mesh as meshes
-from nerf.occupancy import OccupancyConfig, OccupancyGrid
-from sds3d import write_files as module
+from sds3d import write_mesh as module
 from sds3d.config import FieldOptions, GenerateConfig, MeshConfig, OptimizeConfig
 from sds3d.errors import EmptyField
 from sds3d.events import Event, Stage, Warning
-from sds3d.optimize import Optimized, make_field
-from sds3d.write_files import opacity_views, write_files
+from sds3d.field_representation import FieldRepresentation
+from sds3d.optimize import Optimized
+from sds3d.write_files import write_files
+from sds3d.write_mesh import opacity_views
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +31,20 @@ def config() -> GenerateConfig:
     )
 
 
+def optimized(*particles: FieldRepresentation) -> Optimized:
+    return Optimized(particles=particles, step=0, seconds={}, health=[], stopped=False)
+
+
 @pytest.fixture(scope="module")
-def ball(config: GenerateConfig) -> Optimized:
+def particle(config: GenerateConfig) -> FieldRepresentation:
     """The field as it starts: an opaque ball in the middle."""
-    field = make_field(config.optimize, 0)
-    occupancy = OccupancyGrid(field.aabb, OccupancyConfig(resolution=16))
-    return Optimized(field=field, occupancy=occupancy, step=0, seconds={}, health=[], stopped=False)
+    options = dataclasses.replace(config.optimize, occupancy_resolution=16)
+    return FieldRepresentation(options, 0, 0, "cpu")
+
+
+@pytest.fixture(scope="module")
+def ball(particle: FieldRepresentation) -> Optimized:
+    return optimized(particle)
 
 
 @pytest.fixture(autouse=True)
@@ -94,28 +103,51 @@ def test_vertex_colours_take_over_with_a_warning_where_there_is_no_atlas(
 
 
 def test_an_empty_field_is_named_with_what_to_try(
-    ball: Optimized, config: GenerateConfig, tmp_path: Path, heard: list[Event]
+    config: GenerateConfig, tmp_path: Path, heard: list[Event]
 ) -> None:
-    class Nothing:
-        aabb = ball.field.aabb
-
-        def density(self, points: torch.Tensor) -> torch.Tensor:
-            return torch.zeros(len(points))
-
-        def __call__(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return self.density(points), torch.zeros_like(points)
-
-    nothing: Any = Nothing()
-    empty = dataclasses.replace(ball, field=nothing)
+    empty = optimized(emptied(config))
     with pytest.raises(EmptyField, match="--seed"):
         write_files(empty, config, tmp_path, heard.append)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_evidence_for_the_threshold_is_a_disc_in_every_view(
-    ball: Optimized, config: GenerateConfig
+def emptied(config: GenerateConfig) -> FieldRepresentation:
+    """A field without matter."""
+    particle = FieldRepresentation(config.optimize, 0, 0, "cpu")
+    with torch.no_grad():
+        particle.field.head.bias[0] = -1e4
+    return particle
+
+
+def test_each_particle_gets_its_files_and_an_empty_one_takes_none_of_their_places(
+    particle: FieldRepresentation, config: GenerateConfig, tmp_path: Path, heard: list[Event]
 ) -> None:
-    views = opacity_views(ball, config)
+    mesh = dataclasses.replace(config.mesh, texture_size=0, formats=("glb",))
+    chosen = dataclasses.replace(config, mesh=mesh)
+    made = write_files(
+        optimized(emptied(config), particle, particle), chosen, tmp_path, heard.append
+    )
+    names = {"mesh.glb", "turntable.mp4", "preview.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {*names, "particle-3"}
+    assert {p.name for p in (tmp_path / "particle-3").iterdir()} == names
+    assert (tmp_path / "mesh.glb").read_bytes() == (
+        tmp_path / "particle-3" / "mesh.glb"
+    ).read_bytes()
+    (other,) = made["particles"]
+    assert other["folder"] == "particle-3"
+    assert other["mesh"] == made["mesh"]
+    assert "seconds" not in other
+    (warning,) = [event for event in heard if isinstance(event, Warning)]
+    assert warning.text.startswith("particle 1: ")
+    nothing = optimized(emptied(config), emptied(config))
+    with pytest.raises(EmptyField):
+        write_files(nothing, chosen, tmp_path / "particle-3", heard.append)
+
+
+def test_the_evidence_for_the_threshold_is_a_disc_in_every_view(
+    particle: FieldRepresentation, config: GenerateConfig
+) -> None:
+    views = opacity_views(particle, config)
     assert views.opacity.shape == (8, 96, 96)
     covered = (views.opacity > 0.5).mean(axis=(1, 2))
     assert covered.min() > 0.02

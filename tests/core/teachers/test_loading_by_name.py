@@ -57,10 +57,11 @@ def test_the_loop_moves_a_field_by_a_teacher_of_latents_or_pixels(
     )
     config = generate_config(prompt="a red mushroom", device="cpu", optimize=options)
     loop = Optimization(config, teacher)
-    before = [p.detach().clone() for p in loop.field.parameters()]
+    (particle,) = loop.particles
+    before = [p.detach().clone() for p in particle.parameters()]
     report = loop.advance(StepClock())
     assert report.finite
-    assert any(not torch.equal(a, b) for a, b in zip(before, loop.field.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before, particle.parameters(), strict=True))
     assert all(p.grad is None for p in teacher.module.parameters())
 
 

@@ -26,7 +26,7 @@ def _service(fakes: SimpleNamespace, out: Path, fields: list[Any], *, previews: 
     """A service whose one job was worked on by the real loop; `fields` gets the field's state."""
 
     def write_files(optimized: Any, *_: Any) -> Any:
-        fields.append(optimized.field.state_dict())
+        fields.append(optimized.particles[0].state_dict())
         return {"mesh": {}, "iso_iou": 1.0, "seconds": {}}
 
     parts = fakes.make_parts(loop=optimize, teacher=fakes.GreyTeacher(), write_files=write_files)

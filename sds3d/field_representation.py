@@ -1,0 +1,190 @@
+"""A radiance field as what a run optimises: seen from random cameras, written as a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nerf.background import random_background
+from nerf.cameras import camera_rays, orbit_c2w
+from nerf.field import FieldConfig, RadianceField
+from nerf.hash_grid import HashGridConfig
+from nerf.occupancy import OccupancyConfig, OccupancyGrid
+from nerf.regularizers import normal_smoothness, opacity_entropy, orientation_loss
+from nerf.rendering import RenderConfig, Rendered, render
+
+from .config import GenerateConfig, OptimizeConfig
+from .events import Listener
+from .representation import ParameterGroup, Shown
+from .seeds import step_seed
+from .views import FOVY_DEG, Views, ring, sample_views
+
+__all__ = [
+    "FieldRepresentation",
+    "complaint_about",
+    "make_field",
+    "regularization",
+    "resolution_at",
+]
+
+NEIGHBOUR_DISTANCE = 0.01
+"""How far apart normals are compared, in world units."""
+
+
+class FieldRepresentation(nn.Module):
+    """The field and the grid that says where it holds matter.
+
+    Args:
+        number: Which of the particles of a run it is; another one starts elsewhere.
+    """
+
+    def __init__(self, options: OptimizeConfig, seed: int, number: int, device: str) -> None:
+        super().__init__()
+        self.options = options
+        self.device = torch.device(device)
+        self.field = make_field(options, seed, number).to(self.device)
+        self.occupancy = OccupancyGrid(
+            self.field.aabb,
+            OccupancyConfig(
+                resolution=options.occupancy_resolution,
+                update_every=options.occupancy_interval,
+            ),
+        ).to(self.device)
+
+    @property
+    def finest_side(self) -> int:
+        return self.options.resolutions[-1]
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        """The hash grid, and the MLP."""
+        field, options = self.field, self.options
+        encoding = list(field.encoding.parameters())
+        rest = [*field.hidden.parameters(), *field.head.parameters()]
+        return (
+            ParameterGroup(parameters=encoding, learning_rate=options.encoding_learning_rate),
+            ParameterGroup(parameters=rest, learning_rate=options.mlp_learning_rate),
+        )
+
+    def prepare(self, turn: int, generator: torch.Generator) -> None:
+        self.occupancy.update(turn, self.field.density, generator)
+
+    def views(self, generator: torch.Generator) -> Views:
+        options = self.options
+        return sample_views(options.views_per_step, options.elevation_range_deg, generator)
+
+    def around(self, count: int, elevation_deg: float) -> Views:
+        return ring(count, elevation_deg)
+
+    def show(self, views: Views, progress: float, generator: torch.Generator) -> Shown:
+        options = self.options
+        resolution = resolution_at(options, progress)
+        c2w = orbit_c2w(views.azimuth_deg, views.elevation_deg, views.distance, device=self.device)
+        rays_o, rays_d = camera_rays(c2w, FOVY_DEG, resolution, resolution)
+        background = random_background(len(c2w), generator).to(self.device)
+        needs_normals = options.orientation_weight > 0
+        rendered = render(
+            self.field,
+            self.occupancy,
+            rays_o,
+            rays_d,
+            RenderConfig(step_size=options.step_size),
+            background=background[:, None, None],
+            generator=generator,
+            with_normals=needs_normals,
+            create_graph=needs_normals,
+        )
+        return Shown(
+            images=rendered.images,
+            opacity=rendered.opacity.detach(),
+            samples=len(rendered.surface.samples),
+            penalty=lambda g: regularization(options, self.field, rendered, g),
+        )
+
+    @torch.no_grad()
+    def pictures(self, views: Views, side: int, background: float) -> Tensor:
+        c2w = orbit_c2w(views.azimuth_deg, views.elevation_deg, views.distance, device=self.device)
+        rays_o, rays_d = camera_rays(c2w, FOVY_DEG, side, side)
+        return render(
+            self.field,
+            self.occupancy,
+            rays_o,
+            rays_d,
+            RenderConfig(step_size=self.options.step_size),
+            background=torch.full((3,), background, device=self.device),
+        ).images
+
+    def complaint(self, shown: Shown) -> str | None:
+        return complaint_about(shown.opacity)
+
+    def write_files(
+        self, config: GenerateConfig, folder: Path, on_event: Listener
+    ) -> dict[str, Any]:
+        from .write_mesh import write_mesh
+
+        return write_mesh(self, config, folder, on_event)
+
+
+def make_field(options: OptimizeConfig, seed: int, number: int = 0) -> RadianceField:
+    """The field before its first step."""
+    grid = HashGridConfig(
+        n_levels=options.field.n_levels,
+        n_features=options.field.n_features,
+        log2_table_size=options.field.log2_table_size,
+        base_resolution=options.field.base_resolution,
+        per_level_scale=options.field.per_level_scale,
+    )
+    return RadianceField(
+        FieldConfig(hash_grid=grid, hidden_dim=options.field.hidden_dim),
+        generator=torch.Generator().manual_seed(step_seed(seed, -1 - number)),
+    )
+
+
+def resolution_at(options: OptimizeConfig, progress: float) -> int:
+    """Side of the rendered views at this progress."""
+    reached = sum(progress >= milestone for milestone in options.resolution_milestones)
+    return options.resolutions[reached]
+
+
+def regularization(
+    options: OptimizeConfig,
+    field: RadianceField,
+    rendered: Rendered,
+    generator: torch.Generator,
+) -> Tensor:
+    """The weighted sum of the regularisers in use."""
+    surface = rendered.surface
+    total = options.entropy_weight * opacity_entropy(rendered.opacity)
+    if options.orientation_weight > 0 and surface.normals is not None:
+        total = total + options.orientation_weight * orientation_loss(
+            surface.weights, surface.normals, surface.directions, rendered.opacity.numel()
+        )
+    if options.normal_smoothness_weight > 0:
+        total = total + options.normal_smoothness_weight * normal_smoothness(
+            lambda points: field.normals(points, create_graph=True),
+            surface.positions,
+            surface.weights,
+            distance=NEIGHBOUR_DISTANCE,
+            generator=generator,
+        )
+    return total
+
+
+def complaint_about(opacity: Tensor) -> str | None:
+    """What is wrong with the views' opacity in plain words, None if nothing is.
+
+    The marks: nothing covers 1 % of the views; a third of what is covered is half transparent;
+    nine tenths of every view are covered.
+    """
+    covered = float((opacity > 0.05).float().mean())
+    if covered < 0.01:
+        return "empty: nothing is left in the box; try another --seed or a lower guidance scale"
+    half = float(((opacity > 0.15) & (opacity < 0.85)).float().mean())
+    if half > covered / 3:
+        return "fog: most of the object is half transparent; more --steps usually clear it"
+    if covered > 0.9:
+        return "fills the box: the object is cut off at its sides; try another --seed"
+    return None
