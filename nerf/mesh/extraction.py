@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from nerf.mesh.bake import bake_texture, color_vertices, ray_color
+from nerf.mesh.bake import SurfaceColor, bake_texture, color_vertices, ray_color
 from nerf.mesh.iso_surface import (
+    EmptySurfaceError,
     PointFunction,
     extract_surface,
     keep_large_components,
@@ -17,7 +18,7 @@ from nerf.mesh.iso_surface import (
 from nerf.mesh.iso_threshold import FieldViews, choose_iso_threshold
 from nerf.mesh.raster import mesh_silhouettes
 from nerf.mesh.simplify import decimate, taubin_smooth
-from nerf.mesh.textured_mesh import TexturedMesh
+from nerf.mesh.textured_mesh import FloatArray, IntArray, TexturedMesh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +59,14 @@ class MeshConfig:
 class ExtractedMesh:
     """mesh, with the density threshold it stands at, and how well it matches the field.
 
+    threshold: None for a surface that was a mesh already.
+
     silhouette_iou: IoU of the finished mesh's silhouettes with opacity > 0.5, pooled over the
     views; None when no views were given. seconds: wall time of each stage.
     """
 
     mesh: TexturedMesh
-    threshold: float
+    threshold: float | None
     silhouette_iou: float | None
     seconds: dict[str, float]
 
@@ -107,13 +110,78 @@ def extract_mesh(
     vertices, faces = keep_large_components(vertices, faces, min_area_share=config.min_area_share)
     vertices = taubin_smooth(vertices, faces, iterations=config.smoothing_iterations)
     lap("surface")
+    return _reduced_and_colored(
+        vertices,
+        faces,
+        ray_color(density, albedo),
+        config,
+        threshold=threshold,
+        views=views,
+        seconds=seconds,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def color_mesh(
+    vertices: FloatArray,
+    faces: IntArray,
+    color: SurfaceColor,
+    config: MeshConfig,
+    *,
+    views: FieldViews | None = None,
+    device: torch.device | str = "cpu",
+) -> ExtractedMesh:
+    """A surface that is a mesh already, within the triangle budget and coloured.
+
+    color: points [N, 3] and unit normals [N, 3] to [N, 3] in [0, 1]. views: silhouettes of the
+    surface itself, for the IoU that is left. Neither smoothed nor resampled, so config.resolution
+    and config.smoothing_iterations say nothing here. Raises EmptySurfaceError for no faces,
+    NonFiniteColorError, and AtlasUnavailableError for colors="texture" without xatlas.
+    """
+    if len(faces) == 0:
+        raise EmptySurfaceError("the surface has no faces: it has vanished.")
+    vertices, faces = keep_large_components(vertices, faces, min_area_share=config.min_area_share)
+    return _reduced_and_colored(
+        vertices,
+        faces,
+        color,
+        config,
+        threshold=None,
+        views=views,
+        seconds={},
+        device=device,
+        dtype=torch.float32,
+    )
+
+
+def _reduced_and_colored(
+    vertices: FloatArray,
+    faces: IntArray,
+    color: SurfaceColor,
+    config: MeshConfig,
+    *,
+    threshold: float | None,
+    views: FieldViews | None,
+    seconds: dict[str, float],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> ExtractedMesh:
+    """The last stages, with their wall time added to `seconds`."""
+    clock = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[stage] = now - clock
+        clock = now
+
     vertices, faces = decimate(vertices, faces, max_faces=config.max_faces)
     lap("decimation")
     iou = None
     if views is not None:
         iou = silhouette_iou(vertices, faces, views)
         lap("silhouettes")
-    color = ray_color(density, albedo)
     if config.colors == "texture":
         mesh = bake_texture(
             vertices, faces, color, texture_size=config.texture_size, device=device, dtype=dtype

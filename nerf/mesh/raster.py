@@ -94,17 +94,28 @@ def mesh_silhouettes(
     width: int,
 ) -> NDArray[np.bool_]:
     """[V, H, W]: the pixels whose centre is covered by a front face."""
-    masks = np.empty((len(c2w), height, width), dtype=bool)
+    return visible_faces(vertices, faces, c2w, fovy_deg, height, width)[0] >= 0
+
+
+def visible_faces(
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    c2w: NDArray[np.floating],
+    fovy_deg: float,
+    height: int,
+    width: int,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The front face at each pixel centre [V, H, W], -1 for none, and its 1 / depth there."""
+    face_index = np.full((len(c2w), height, width), -1, dtype=np.int32)
+    nearness = np.zeros((len(c2w), height, width), dtype=np.float32)
+    faces = np.ascontiguousarray(faces, dtype=np.int32)
 
     def draw(view: int) -> None:
         screen = project(vertices, np.asarray(c2w[view], dtype=np.float64), fovy_deg, height, width)
-        depth = np.zeros((height, width), dtype=np.float32)
-        face_index = np.full((height, width), -1, dtype=np.int32)
-        _rasterize(screen, np.ascontiguousarray(faces, dtype=np.int32), depth, face_index)
-        masks[view] = face_index >= 0
+        _rasterize(screen, faces, nearness[view], face_index[view])
 
     _for_each_view(draw, len(c2w))
-    return masks
+    return face_index, nearness
 
 
 def project(
