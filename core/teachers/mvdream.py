@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from core.teachers.folder import TeacherFolder
 from core.teachers.mvdream_unet import VIEWS, MultiViewUNet, camera_matrix
 from core.teachers.stable_diffusion import StableDiffusionTeacher
 from core.teachers.teacher import TeacherOptions
+from core.teachers.unet import UNET_LORA
 
 __all__ = ["MVDreamTeacher"]
 
@@ -25,6 +27,8 @@ class MVDreamTeacher(StableDiffusionTeacher):
     """
 
     unet_class = MultiViewUNet
+    # It is told the camera in its own way.
+    lora_places = replace(UNET_LORA, time_embedding=None)
     views_per_object = VIEWS
 
     def __init__(

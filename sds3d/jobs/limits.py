@@ -34,7 +34,7 @@ class LimitsConfig:
     max_texture_size: int = 4096
     """Side of the texture in pixels."""
     max_field_values: int = 2**25
-    """Numbers that the field's hash grid holds."""
+    """Numbers that the hash grids of a run's fields hold."""
     min_free_bytes: int = 512 * 2**20
     """Space that must be left on the disk for a job to begin."""
     teachers: tuple[str, ...] | None = None
@@ -62,14 +62,18 @@ def check_config(config: GenerateConfig, limits: LimitsConfig) -> None:
         ("--max-faces", mesh.max_faces, limits.max_faces),
         ("--texture-size", mesh.texture_size, limits.max_texture_size),
         (
-            "--n-levels x --n-features x 2^--log2-table-size",
-            grid.n_levels * grid.n_features * 2**grid.log2_table_size,
+            "--n-levels x --n-features x 2^--log2-table-size x --particles",
+            grid.n_levels * grid.n_features * 2**grid.log2_table_size * options.particles,
             limits.max_field_values,
         ),
     )
     for name, value, most in asked:
         if value > most:
             raise LimitExceeded(f"{name} is {value}: this place allows at most {most}")
+    if options.target != "mesh":
+        raise LimitExceeded(
+            f"--target is {options.target}: jobs make meshes, give sds3d generate for anything else"
+        )
     if limits.teachers is not None and config.teacher not in limits.teachers:
         raise LimitExceeded(
             f"--teacher is {config.teacher[:80]!r}: this place allows {', '.join(limits.teachers)}"
