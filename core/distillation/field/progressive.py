@@ -68,8 +68,8 @@ class ProgressiveDistillation(Distillation):
     and its first weights, and all are kept.
 
     The student predicts v or x0, by default what the ground's networks give: where alpha = 0, eps
-    says nothing of x0. With parametrisation=Parametrisation.X0 and a teacher that predicts x0 this is ProDiff's recipe
-    (arXiv 2207.06389), there of four steps to two for speech.
+    says nothing of x0. With parametrisation=Parametrisation.X0 and a teacher that predicts x0 this
+    is ProDiff's recipe (arXiv 2207.06389), there of four steps to two for speech.
     """
 
     card = MethodCard(
