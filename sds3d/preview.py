@@ -25,13 +25,19 @@ VIEWS: dict[str, tuple[float, float]] = {
 }
 """Azimuth and elevation in degrees of each picture, left to right."""
 
+RING_ELEVATION_DEG = 15.0
+"""Elevation of the pictures of a teacher that draws all sides of an object together."""
+
 LEAST_SIDE = 256
 """Pictures of fewer pixels are enlarged by a whole number to at least this side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig:
-    """Draw the teacher's own front, side, back and top view of a prompt into one PNG."""
+    """Draw the teacher's own front, side, back and top view of a prompt into one PNG.
+
+    A teacher that draws several sides together shows these instead.
+    """
 
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")]
     """What to draw, e.g. "a red mushroom"."""
@@ -81,33 +87,42 @@ def preview(config: PreviewConfig, on_event: Listener = ignore_event) -> Path:
     frames = draw_views(teacher, config)
     times = -(-LEAST_SIDE // frames.shape[1])
     frames = frames.repeat(times, axis=1).repeat(times, axis=2)
-    export_contact_sheet(frames, path, columns=len(VIEWS))
+    export_contact_sheet(frames, path, columns=len(frames))
     return path
 
 
 def draw_views(teacher: Teacher, config: PreviewConfig) -> np.ndarray:
-    """[4, H, W, 3] uint8: samples of the teacher, all from the same noise, one per view.
+    """[V, H, W, 3] uint8: samples of the teacher, all from the same noise, one per view.
 
-    A teacher that takes no camera is asked by the view prompts.
+    A teacher that takes no camera is asked by the view prompts. One that judges several views of
+    an object together draws these, evenly around, each from a noise of its own.
     """
     import torch
 
     from core.guidance import guided
     from core.solvers.ddim import DDIM
     from core.solvers.sampling import sample
-    from core.teachers.pretrained import PretrainedTeacher
-    from core.teachers.teacher import decode_from, free_text_encoders, noise_shape
+    from core.teachers.teacher import (
+        decode_from,
+        free_text_encoders,
+        noise_shape,
+        takes_camera,
+        views_per_object,
+    )
 
     from .view_prompts import view_texts
+    from .views import ring
 
-    by_text = isinstance(teacher, PretrainedTeacher)
-    texts = view_texts(config.prompt) if by_text else [config.prompt]
+    together = views_per_object(teacher)
+    texts = [config.prompt] if takes_camera(teacher) else view_texts(config.prompt)
     cond = teacher.encode(texts, config.negative_prompt)
     free_text_encoders(teacher)
     device = teacher.device
     camera = torch.tensor(list(VIEWS.values()), device=device)
+    if together > 1:
+        camera = ring(together, RING_ELEVATION_DEG).camera.to(device)
     generator = torch.Generator().manual_seed(config.seed)
-    noise = torch.randn(1, *noise_shape(teacher), generator=generator).to(device)
+    noise = torch.randn(together, *noise_shape(teacher), generator=generator).to(device)
     times = torch.linspace(1, 0, config.sample_steps + 1)
     with torch.no_grad():
         found = sample(

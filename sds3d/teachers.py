@@ -188,10 +188,15 @@ def _family(folder: TeacherFolder) -> type[PretrainedTeacher]:
             from core.teachers.deepfloyd_if import DeepFloydIFTeacher
 
             return DeepFloydIFTeacher
+        case "MVDreamTeacher":
+            from core.teachers.mvdream import MVDreamTeacher
+
+            return MVDreamTeacher
         case other:
             raise TeacherWeightsError(
                 f"the folder {folder.path} holds a {other}, which is no teacher here: give a "
-                "Stable Diffusion 1, 2, XL or 3, a FLUX or a DeepFloyd IF of stage I"
+                "Stable Diffusion 1, 2, XL or 3, a FLUX, a DeepFloyd IF of stage I, or an MVDream "
+                "from core.teachers.convert_mvdream"
             )
 
 

@@ -66,3 +66,26 @@ def ring(count: int, elevation_deg: float) -> Views:
         elevation_deg=torch.full_like(azimuth, elevation_deg),
         distance=torch.full_like(azimuth, DISTANCE),
     )
+
+
+def in_rings(views: Views, per_object: int) -> Views:
+    """The same number of cameras in rings of `per_object`, for teachers that judge them together.
+
+    The cameras of a ring stand evenly around at one elevation and distance, those of the first of
+    the `per_object` consecutive cameras that it replaces. It begins at that one's azimuth divided
+    by `per_object`: as evenly spread over its part of the circle as that was over the whole, so
+    that every azimuth stays equally likely. Rings of one camera are the cameras themselves.
+    """
+    count = len(views.azimuth_deg)
+    if count % per_object:
+        raise ValueError(f"{count} cameras are no whole number of rings of {per_object}")
+    if per_object == 1:
+        return views
+    first = torch.arange(0, count, per_object).repeat_interleave(per_object)
+    place = torch.arange(count) % per_object
+    azimuth = (views.azimuth_deg[first] / per_object + place * (360.0 / per_object)) % 360.0
+    return Views(
+        azimuth_deg=azimuth,
+        elevation_deg=views.elevation_deg[first],
+        distance=views.distance[first],
+    )

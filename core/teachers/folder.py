@@ -127,7 +127,8 @@ def refuse_single_file(path: Path) -> None:
             f"{path} is a checkpoint in one file, not a folder in the diffusers format; convert it "
             f'once: python -c "from diffusers import StableDiffusionPipeline as P; '
             f'P.from_single_file({str(path)!r}).save_pretrained({out!r})" '
-            "(StableDiffusionXLPipeline for XL)"
+            "(StableDiffusionXLPipeline for XL; MVDream's .pt: python -m "
+            f"core.teachers.convert_mvdream {shlex.quote(str(path))} {shlex.quote(out)})"
         )
 
 

@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 
 HEAD = 64
 TEXT = 64
-CHANNELS = (64, 128)
+CHANNELS = (128, 192)
 VAE_CHANNELS = (32, 64)
 LETTERS = [*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase)]
 WORDS = ["!", *LETTERS, "<|startoftext|>", "<|endoftext|>"]
