@@ -25,6 +25,7 @@ from core.distillation.score.sjc import SJC
 from core.distillation.score.vsd import VSD
 from core.guidance import EmbeddedGuidance, EmbedsGuidance, GuidanceRescale, Unconditional
 from core.teachers.lora import TakesLora
+from core.teachers.teacher import takes_camera, views_per_object
 from core.timesteps import Pace, TimestepPolicy, TimestepWindow, WeightedNonIncreasing
 
 from .config import OptimizeConfig
@@ -59,6 +60,11 @@ class Supervision:
     negative: Conditioning | None
     fake: FakeScore | None = None
 
+    @property
+    def views_per_object(self) -> int:
+        """How many consecutive views the teacher judges together; 1 where it is told no camera."""
+        return views_per_object(self.teacher) if self.options.camera_conditioning else 1
+
     def gradient(self, x: Tensor, t: Tensor, views: Views, generator: torch.Generator) -> Tensor:
         """The direction for the views' images x [V, 3, H, W] in [-1, 1] at the times t [V]."""
         cond = self.condition(views)
@@ -76,9 +82,13 @@ class Supervision:
             negatives, weights = self.view_prompts.negatives(views)
             negatives = [self._seen(negative, views) for negative in negatives]
             guidance = PerpNegGuidance(self.teacher, scale, negatives, weights)
-        # The reconstruction rescales by itself, all views of the step together.
+        # The reconstruction rescales by itself.
         if self.options.guidance_rescale > 0 and self.options.method != "reconstruction":
-            guidance = GuidanceRescale(guidance=guidance, rescale=self.options.guidance_rescale)
+            guidance = GuidanceRescale(
+                guidance=guidance,
+                rescale=self.options.guidance_rescale,
+                views=self.views_per_object,
+            )
         return guidance
 
     def denoiser(self, views: Views) -> Denoiser:
@@ -135,9 +145,10 @@ class Supervision:
         if not self.options.camera_conditioning:
             return cond
         device = None if cond.text is None else cond.text.device
-        return cond.with_camera(
-            views.camera.to(device), drop_in_uncond=self.options.camera_guidance
-        )
+        # Where the teacher does not look at it there is nothing to strengthen, and two halves
+        # that have the same fields are one call of the teacher instead of two.
+        strengthen = self.options.camera_guidance and takes_camera(self.teacher)
+        return cond.with_camera(views.camera.to(device), drop_in_uncond=strengthen)
 
 
 _FAKE_STEP = -(10**6)
@@ -154,8 +165,9 @@ def supervise(
 ) -> Supervision:
     """Encode all that a run will ask the teacher; `seed` is for what learns beside it.
 
-    Raises ConfigError where the method asks of the teacher what it cannot do.
+    Raises ConfigError where the options ask of the teacher what it cannot do.
     """
+    _check_views(options, teacher)
     negative = None
     if options.method == "nfsd":
         # Here the negative prompt is not what guidance contrasts with.
@@ -176,6 +188,23 @@ def supervise(
         negative=negative,
         fake=_fake_score(options, teacher, seed) if options.method == "vsd" else None,
     )
+
+
+def _check_views(options: OptimizeConfig, teacher: Encoder) -> None:
+    """Whether the views of a step are what the teacher judges together."""
+    together = views_per_object(teacher)
+    if together == 1 or not options.camera_conditioning:
+        return
+    if options.target == "image":
+        raise ConfigError(
+            f"--target is image: this teacher judges {together} views of an object together; give "
+            "--no-camera-conditioning, which shows it each picture by itself"
+        )
+    if options.views_per_step % together:
+        raise ConfigError(
+            f"--views-per-step is {options.views_per_step}: this teacher judges {together} views "
+            f"of an object together; give {together} or a multiple of it"
+        )
 
 
 def _fake_score(options: OptimizeConfig, teacher: Encoder, seed: int) -> FakeScore:

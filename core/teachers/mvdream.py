@@ -30,6 +30,7 @@ class MVDreamTeacher(StableDiffusionTeacher):
     # It is told the camera in its own way.
     lora_places = replace(UNET_LORA, time_embedding=None)
     views_per_object = VIEWS
+    takes_camera = True
 
     def __init__(
         self, folder: TeacherFolder, *, device: torch.device | str, options: TeacherOptions

@@ -54,7 +54,8 @@ class TextFeatures:
 class PretrainedTeacher(ABC):
     """A frozen denoiser from a folder in the diffusers format.
 
-    It ignores the camera of a Conditioning: such networks know views by their prompts alone.
+    It ignores the camera of a Conditioning unless `takes_camera`: most such networks know views by
+    their prompts alone.
 
     Text encoders are read at the first `encode` and can be let go after it; a later `encode` reads
     them again.
@@ -65,6 +66,9 @@ class PretrainedTeacher(ABC):
 
     lora_places: ClassVar[LoraPlaces]
     """Where a learning twin of the family takes its adapters."""
+
+    takes_camera: ClassVar[bool] = False
+    """Whether the network is told the camera."""
 
     image_size: int
     schedule: NoiseSchedule

@@ -27,6 +27,7 @@ __all__ = [
     "encode_for",
     "free_text_encoders",
     "noise_shape",
+    "takes_camera",
     "views_per_object",
 ]
 
@@ -112,6 +113,12 @@ class _FreesText(Protocol):
 
 
 @runtime_checkable
+class _SaysCamera(Protocol):
+    @property
+    def takes_camera(self) -> bool: ...
+
+
+@runtime_checkable
 class _JoinsViews(Protocol):
     @property
     def views_per_object(self) -> int: ...
@@ -138,6 +145,11 @@ def free_text_encoders(teacher: Denoiser) -> None:
     """Give back the memory of the text encoders of a teacher that can read them again."""
     if isinstance(teacher, _FreesText):
         teacher.free_text_encoders()
+
+
+def takes_camera(teacher: Denoiser) -> bool:
+    """Whether `teacher` looks at the camera of a Conditioning; those that do not say so do."""
+    return not isinstance(teacher, _SaysCamera) or teacher.takes_camera
 
 
 def views_per_object(teacher: Denoiser) -> int:

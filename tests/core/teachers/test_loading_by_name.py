@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from core.teachers.pretrained import PretrainedTeacher
 from core.teachers.stable_diffusion import StableDiffusionTeacher
 from core.teachers.teacher import noise_shape
 from sds3d import cli, doctor, teachers
@@ -165,3 +167,50 @@ def test_the_doctor_says_whether_a_teacher_is_whole(
         monkeypatch.setattr(doctor, check, lambda: [])
     assert cli.main(["doctor", "--teacher", str(folder)]) == 1
     assert "problem teacher vae" in capsys.readouterr().out
+
+
+# --- views -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd-eps", "if"])
+def test_a_teacher_that_takes_no_camera_is_asked_once_in_a_step(
+    name: str, tiny_folder: Callable[[str], Path]
+) -> None:
+    """Both halves of guidance in one call, though --camera-guidance is on by default."""
+    settings("[teacher]\nimage_size = 16\n")
+    teacher = teachers.load_teacher(str(tiny_folder(name)), "cpu")
+    assert isinstance(teacher, PretrainedTeacher)
+    network = teacher.unet if isinstance(teacher, StableDiffusionTeacher) else teacher.module
+    batches: list[int] = []
+    hook = network.register_forward_pre_hook(lambda _module, x: batches.append(len(x[0])))
+    config = generate_config(
+        prompt="a mug",
+        device="cpu",
+        optimize=OptimizeConfig(resolutions=(8,), resolution_milestones=(), views_per_step=3),
+    )
+    assert config.optimize.camera_guidance
+    loop = Optimization(config, teacher)
+    assert loop.advance(StepClock()).finite
+    hook.remove()
+    assert batches == [6]
+
+
+def test_the_preview_of_a_teacher_without_cameras_asks_the_four_view_prompts(
+    home: Path, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    encode = StableDiffusionTeacher.encode
+
+    def listen(self: StableDiffusionTeacher, prompts: list[str], negative: str = "") -> object:
+        asked.append(prompts)
+        return encode(self, prompts, negative)
+
+    monkeypatch.setattr(StableDiffusionTeacher, "encode", listen)
+    settings("[teacher]\nimage_size = 16\n")
+    words = ["preview", "a mug", "--teacher", str(tiny_folder("sd-eps")), "--sample-steps", "1"]
+    assert cli.main([*words, "--device", "cpu", "--out", str(home / "out")]) == 0
+    assert asked == [
+        ["a mug, front view", "a mug, side view", "a mug, back view", "a mug, overhead view"]
+    ]
+    with Image.open(home / "out" / "a-mug-preview-0.png") as picture:
+        assert picture.width > 3 * picture.height
