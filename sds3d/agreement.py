@@ -29,7 +29,7 @@ a hundred steps and more about a fiftieth of its time; result.json says it under
 """
 
 TIMES = (0.3, 0.5, 0.7, 0.5)
-"""The fixed diffusion time of each view."""
+"""The fixed diffusion time of each view; views that are judged together share the middle one."""
 
 ELEVATION_DEG = 20.0
 BACKGROUND = 0.5
@@ -56,6 +56,9 @@ def measure_agreement(loop: Optimization) -> float | None:
     particle = loop.particles[0]
     views = particle.around(len(TIMES), ELEVATION_DEG)
     generator = torch.Generator().manual_seed(0)
+    times = torch.tensor(TIMES)
+    if loop.supervision.views_per_object > 1:
+        times = times.median().expand(len(TIMES))
     total, count = 0.0, 0
     for some in torch.arange(len(TIMES)).split(loop.options.views_per_step):
         part = Views(views.azimuth_deg[some], views.elevation_deg[some], views.distance[some])
@@ -64,7 +67,7 @@ def measure_agreement(loop: Optimization) -> float | None:
             size = (loop.teacher_size, loop.teacher_size)
             images = F.interpolate(images, size, mode="bilinear")
             x = encode_for(loop.teacher, 2.0 * images - 1.0)
-        t = torch.tensor(TIMES)[some].to(x)
+        t = times[some].to(x)
         # The x0 form of score distillation is x - D(x_t).
         residual = SDS(loop.teacher).gradient_at(
             x, t, noise_like(x, generator), loop.supervision.condition(part)

@@ -32,6 +32,7 @@ from .runs import CheckpointFile
 from .seeds import step_seed
 from .supervision import supervise, timestep_policy
 from .targets import represent
+from .views import in_rings
 
 SNAPSHOT_INTERVAL = 25
 MOST_ROLLBACKS = 3
@@ -237,7 +238,8 @@ class Optimization:
         self._set_rates(progress)
         clock.lap("rest")
         particle.prepare(turn, generator)
-        views = particle.views(generator)
+        together = self.supervision.views_per_object
+        views = in_rings(particle.views(generator), together)
         shown = particle.show(views, progress, generator)
         images = F.interpolate(
             shown.images, (self.teacher_size, self.teacher_size), mode="bilinear"
@@ -245,7 +247,7 @@ class Optimization:
         x = 2.0 * images - 1.0
         clock.lap("render")
 
-        t = sample_timesteps(options, progress, len(x), generator).to(self.device)
+        t = sample_timesteps(options, progress, len(x), generator, together).to(self.device)
         judged = encode_for(self.teacher, x)
         gradient = self.supervision.gradient(judged.detach(), t, views, generator)
         clock.lap("teacher")
@@ -337,7 +339,15 @@ class Optimization:
 
 
 def sample_timesteps(
-    options: OptimizeConfig, progress: float, count: int, generator: torch.Generator
+    options: OptimizeConfig,
+    progress: float,
+    count: int,
+    generator: torch.Generator,
+    together: int = 1,
 ) -> Tensor:
-    """Diffusion times [count], as the options' policy chooses them at this progress."""
-    return timestep_policy(options).sample(progress, count, generator)
+    """Diffusion times [count], as the options' policy chooses them at this progress.
+
+    Each `together` consecutive views share one.
+    """
+    times = timestep_policy(options).sample(progress, count // together, generator)
+    return times.repeat_interleave(together)

@@ -16,6 +16,7 @@ from core.denoiser import ClassifierFreeGuidance, Conditioning
 from core.distillation.score.reconstruction import Reconstruction
 from core.distillation.score.sds import surrogate_loss
 from core.frozen import parameter_sha256
+from core.guidance import GuidanceRescale
 from core.teachers.mvdream import MVDreamTeacher
 from core.teachers.mvdream_unet import VIEWS, JointSelfAttention, camera_matrix
 from core.teachers.teacher import (
@@ -27,6 +28,11 @@ from core.teachers.teacher import (
 )
 from nerf.cameras import orbit_c2w
 from sds3d import doctor, teachers
+from sds3d.agreement import measure_agreement
+from sds3d.config import OptimizeConfig
+from sds3d.errors import ConfigError
+from sds3d.optimize import Optimization, StepClock
+from sds3d.presets import generate_config
 from sds3d.preview import PreviewConfig, draw_views
 from sds3d.user_config import config_path
 from sds3d.views import in_rings, ring, sample_views
@@ -230,3 +236,104 @@ def test_the_preview_shows_the_sides_it_draws_together(converted: Path) -> None:
     assert asked[0].camera is not None
     expected = ring(4, 15.0).camera
     assert torch.equal(asked[0].camera, expected.repeat(2, 1))  # with the negative prompt's
+
+
+def options(**changes: Any) -> OptimizeConfig:
+    """The recipe at tiny size."""
+    recipe: dict[str, Any] = {
+        "steps": 3,
+        "method": "reconstruction",
+        "guidance_rescale": 0.5,
+        "camera_guidance": False,
+        "views_per_step": 8,
+        "resolutions": (8,),
+        "resolution_milestones": (),
+    }
+    return OptimizeConfig(**recipe | changes)
+
+
+def make_loop(folder: Path, **changes: Any) -> Optimization:
+    teacher = teachers.load_teacher(str(folder), "cpu")
+    config = generate_config(prompt=PROMPT, device="cpu", optimize=options(**changes))
+    return Optimization(config, teacher)
+
+
+def test_the_loop_shows_it_rings_of_views_with_one_time_and_a_noise_each(
+    converted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Tensor, Tensor, Conditioning]] = []
+    call = MVDreamTeacher.__call__
+
+    def watch(
+        self: MVDreamTeacher, x_t: Tensor, t: Tensor, cond: Conditioning | None = None
+    ) -> Any:
+        assert cond is not None
+        asked.append((x_t, t, cond))
+        return call(self, x_t, t, cond)
+
+    monkeypatch.setattr(MVDreamTeacher, "__call__", watch)
+    loop = make_loop(converted)
+    before = [p.detach().clone() for p in loop.particles[0].parameters()]
+    assert loop.advance(StepClock()).finite
+    after = loop.particles[0].parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    ((x_t, t, cond),) = asked  # one call: the prompt's and the negative prompt's eight views
+    assert cond.camera is not None
+    azimuth, elevation = cond.camera.view(2, 2, 4, 2).unbind(3)
+    turns = (azimuth - azimuth[..., :1]) % 360
+    assert torch.allclose(turns, torch.tensor([0.0, 90.0, 180.0, 270.0]), atol=1e-3)
+    assert (elevation == elevation[..., :1]).all()
+    assert torch.equal(azimuth[0], azimuth[1])
+    groups = t.view(2, 2, 4)
+    assert (groups == groups[..., :1]).all()
+    assert groups[0, 0, 0] != groups[0, 1, 0]
+    noises = x_t[:8].flatten(1)
+    assert (torch.cdist(noises, noises) + 9 * torch.eye(8)).min() > 1
+
+
+def test_its_agreement_is_measured_with_one_time_for_all_views(converted: Path) -> None:
+    loop = make_loop(converted)
+    seen: list[Tensor] = []
+    teacher: Any = loop.teacher
+    network = teacher.unet
+    network.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    first, second = measure_agreement(loop), measure_agreement(loop)
+    assert first is not None
+    assert first == second
+    assert torch.equal(seen[0], torch.full((4,), 0.5 * 999))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"views_per_step": 2}, "--views-per-step is 2: this teacher judges 4 views"),
+        ({"views_per_step": 6}, "give 4 or a multiple of it"),
+        ({"views_per_step": 4, "target": "image"}, "give --no-camera-conditioning"),
+    ],
+)
+def test_views_that_do_not_belong_together_are_refused_in_one_line(
+    changes: dict[str, Any], message: str, converted: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_loop(converted, **changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_cameras_it_is_a_teacher_of_single_pictures(converted: Path) -> None:
+    loop = make_loop(converted, views_per_step=1, target="image", camera_conditioning=False)
+    assert loop.supervision.views_per_object == 1
+    assert loop.advance(StepClock()).finite
+
+
+def test_the_rescale_of_other_methods_keeps_the_views_of_one_object_alike(converted: Path) -> None:
+    loop = make_loop(converted, method="sds")
+    guidance = loop.supervision.guidance(SCALE, loop.particles[0].views(torch.Generator()))
+    assert isinstance(guidance, GuidanceRescale)
+    assert guidance.views == 4
+    recipe = make_loop(converted).supervision
+    views = loop.particles[0].views(torch.Generator())
+    distillation = recipe.distillation(views)
+    assert isinstance(distillation, Reconstruction)
+    assert distillation.views == 4
