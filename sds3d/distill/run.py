@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .watch import Watch
 
 T = TypeVar("T")
+TOYBOX = "toybox"
 TELL_SECONDS = 0.5
 """The progress is told at least so often, between two steps."""
 
@@ -34,7 +35,7 @@ class DistillConfig:
     method: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="METHOD")]
     """One of those that `sds3d methods` lists."""
     teacher: str = "mixture"
-    """The proving ground: mixture, mixture-1d, digits or clouds."""
+    """The proving ground: mixture, mixture-1d, digits, clouds or toybox, the embedded teacher."""
     steps: int = 2000
     """Optimiser steps in all."""
     nfe: int = 1
@@ -97,7 +98,8 @@ def _ground_name(name: str) -> GroundName:
     from .grounds import GroundName
 
     if name not in get_args(GroundName):
-        raise BadInput(f"--teacher is {name!r}: give one of {', '.join(get_args(GroundName))}")
+        names = ", ".join((*get_args(GroundName), TOYBOX))
+        raise BadInput(f"--teacher is {name!r}: give one of {names}")
     return cast(GroundName, name)
 
 
@@ -108,6 +110,11 @@ def distill(
 
     Raises BadInput for what does not go together, Diverged, Interrupted (a checkpoint is kept).
     """
+    if config.teacher == TOYBOX:
+        # Its students are networks of pictures, begun as copies of the teacher: another business.
+        from .toybox_run import distill_toybox
+
+        return distill_toybox(config, on_event, should_stop)
     from core.training import CHECKPOINT, DivergedError, History, Stage, train
 
     from .grounds import named_ground
@@ -225,7 +232,6 @@ def _watch(
         method,
         ground,
         nfe=config.nfe,
-        seed=config.seed + 4,
         folder=config.folder,
         taken=taken,
         ration=Ration(seconds=config.picture_every, first_guess=0.03),

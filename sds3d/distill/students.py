@@ -101,6 +101,11 @@ def load_student(folder: Path) -> tuple[Distillation, StudentCard, NamedGround]:
     """A student as `save_student` wrote it. Raises BadInput for anything else."""
     try:
         document = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        if document.get("teacher") == "toybox":
+            raise BadInput(
+                f"{folder} is a student of the embedded teacher: look at its samples.png, or draw "
+                f"with one of guidance by sds3d preview PROMPT --teacher {folder / 'teacher'}"
+            )
         if document["format"] != FORMAT or document["ground"] not in get_args(GroundName):
             raise ValueError(f"its format is {document['format']!r}")
         card = StudentCard(

@@ -26,7 +26,7 @@ from core.distillation.field.progressive import ProgressiveDistillation
 from core.distillation.method import Batch, Distillation, Ground
 from core.distillation.students import sample_by_solver
 from core.prediction import Parametrisation
-from core.schedule import diffuse, noise_like
+from core.schedule import NoiseSchedule, diffuse, noise_like
 from core.solvers.ddim import DDIM, ddim_step
 from core.teachers.toybox_guided import ToyboxStudent
 
@@ -128,7 +128,7 @@ def random_prompt(vocabulary: dict[str, Any], generator: torch.Generator) -> str
 
 
 @torch.no_grad()
-def imagined(teacher: ToyboxTeacher, count: int, seed: int, batch: int = 32) -> Pictures:
+def imagined(teacher: ToyboxTeacher, count: int, seed: int) -> Pictures:
     """`count` pictures that the teacher makes under a run's default guidance, from all sides.
 
     Each starts from noise on an even ground, and its prediction at every one of a few steps counts.
@@ -138,6 +138,7 @@ def imagined(teacher: ToyboxTeacher, count: int, seed: int, batch: int = 32) -> 
     times = torch.linspace(START, 0, STEPS + 1)
     low, high = OptimizeConfig().elevation_range_deg
     images, texts, cameras = [], [], []
+    batch = min(32, -(-count // (VIEWS_OF_PROMPT * STEPS)))
     while sum(map(len, images)) < count:
         prompts = [random_prompt(teacher.vocabulary, generator) for _ in range(batch)]
         prompts = [prompt for prompt in prompts for _ in range(VIEWS_OF_PROMPT)]
@@ -198,6 +199,12 @@ def toybox_ground(teacher: ToyboxTeacher, network: ToyboxNetwork, pictures: Pict
     )
 
 
+def inverse_sigma(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """1 / sigma [B], half way from the error of x0, which is what score distillation sees, to that
+    of the velocity, which the teacher was trained on. Needs sigma > 0."""
+    return 1 / schedule.sigma(t)
+
+
 def require_fitting(name: str, nfe: int) -> None:
     """Raise BadInput where this ground has no students of that method in `nfe` steps."""
     names = [method.card.name for method in METHODS]
@@ -224,6 +231,7 @@ def make_toybox_method(
                     ground,
                     min_scale=SCALES[0],
                     max_scale=SCALES[1],
+                    weighting=inverse_sigma,
                     steps=steps,
                     batch=batch,
                     learning_rate=learning_rate,
@@ -233,6 +241,7 @@ def make_toybox_method(
                     ground,
                     min_scale=SCALES[0],
                     max_scale=SCALES[1],
+                    weighting=inverse_sigma,
                     nfe=nfe,
                     steps=steps,
                     batch=batch,

@@ -22,7 +22,7 @@ from core.training import CHECKPOINT, DivergedError, History, Stage, train
 
 from ..atomic import make_writable_folder
 from ..errors import DistillationStopped, Diverged, TeacherError
-from ..events import DistillStep, Event
+from ..events import Distilled, DistillStep, Event
 from ..events import Stage as StageEvent
 from ..teachers import TOYBOX_FOLDER
 from .catalogue import find_method
@@ -122,6 +122,7 @@ def distill_toybox(
     draw_history(history, folder / "history.png")
     _save(method, config, folder, figures, teacher.weights_sha256)
     (folder / CHECKPOINT).unlink(missing_ok=True)
+    on_event(Distilled(folder=folder, figures=figures, teacher=[]))
     return folder
 
 

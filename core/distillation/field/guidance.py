@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Unpack
+from typing import TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from core.solvers.ddim import DDIM
 from core.training import Stage
 
 __all__ = ["GuidanceDistillation", "GuidedProgressive", "GuidedTeacher", "guided_ground"]
+
+
+Weighting: TypeAlias = Callable[[NoiseSchedule, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +125,19 @@ class GuidanceDistillation(Distillation):
         *,
         min_scale: float = 1.0,
         max_scale: float = 4.0,
+        weighting: Weighting = truncated_snr,
         **settings: Unpack[Settings],
     ) -> None:
-        """Scales are drawn uniformly from [min_scale, max_scale]; ask the student for no other."""
+        """The method on a ground; see the class.
+
+        Args:
+            ground: With a condition; its teacher takes two passes.
+            min_scale, max_scale: Scales are drawn uniformly between; ask the student for no other.
+            weighting: (schedule, t [B]) to [B], the paper's omega.
+            settings: Of every method.
+        """
         super().__init__(guided_ground(ground, min_scale, max_scale), **settings)
+        self.weighting = weighting
         self.student = self.ground.make_network()
         self.denoiser: Denoiser = NetworkDenoiser(
             self.student, ground.schedule, ground.parametrisation
@@ -144,7 +156,7 @@ class GuidanceDistillation(Distillation):
         data = self.ground.data(self.batch, generator)
         t = self.ground.times(self.batch, generator)
         x_t = diffuse(self.ground.schedule, data.x0, noise_like(data.x0, generator), t)
-        weight = per_sample(truncated_snr(self.ground.schedule, t), x_t)
+        weight = per_sample(self.weighting(self.ground.schedule, t), x_t)
         error = self.denoiser(x_t, t, data.cond).x0 - self.target(x_t, t, data.cond)
         return (weight * error.square()).mean()
 
@@ -180,6 +192,7 @@ class GuidedProgressive(ProgressiveDistillation):
         *,
         min_scale: float = 1.0,
         max_scale: float = 4.0,
+        weighting: Weighting = truncated_snr,
         teacher_steps: int = 16,
         nfe: int = 1,
         **settings: Unpack[Settings],
@@ -189,7 +202,7 @@ class GuidedProgressive(ProgressiveDistillation):
             raise ValueError(f"Two stages need at least 2 steps, got steps={settings['steps']}.")
         first: Settings = {**settings, "steps": settings["steps"] - half}
         self.guidance = GuidanceDistillation(
-            ground, min_scale=min_scale, max_scale=max_scale, **first
+            ground, min_scale=min_scale, max_scale=max_scale, weighting=weighting, **first
         )
         second: Settings = {**settings, "steps": half}
         super().__init__(
