@@ -1,5 +1,6 @@
 """What every test stands on: few threads, no network, caches of its own, and plain skip reasons."""
 
+import ipaddress
 import os
 import shutil
 import socket
@@ -56,6 +57,17 @@ def _two_threads() -> None:
     torch.set_num_threads(2)
 
 
+def _is_of_this_machine(address: str) -> bool:
+    """Whether it is a number that a socket here can be bound to; a name would be looked up."""
+    try:
+        family = {4: socket.AF_INET, 6: socket.AF_INET6}[ipaddress.ip_address(address).version]
+        with socket.socket(family, socket.SOCK_DGRAM) as tried:
+            tried.bind((address, 0))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_network() -> Iterator[None]:
     """A connection to anything but this machine is an error: nothing here needs a network."""
@@ -63,7 +75,7 @@ def _no_network() -> Iterator[None]:
 
     def local_only(self: socket.socket, address: object) -> None:
         host = address[0] if isinstance(address, tuple) else None
-        if host is not None and host not in {"127.0.0.1", "::1", "localhost"}:
+        if host is not None and host != "localhost" and not _is_of_this_machine(host):
             raise AssertionError(f"a test tried to reach {host} over the network")
         connect(self, address)  # pyright: ignore[reportArgumentType]  # the stub's own alias
 

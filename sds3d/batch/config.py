@@ -37,6 +37,15 @@ class BatchConfig:
     """Most seconds for one item."""
     skip_bad: bool = False
     """Leave out lines that cannot be used, instead of stopping before anything starts."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Let a Ray cluster do the work: HOST:PORT of its head, auto for the one that this machine
+    belongs to, local for one on this machine alone. --out must be a folder that all its machines
+    share, at one path; --workers are those on the whole cluster."""
+    gpus_per_worker: float | None = None
+    """GPUs of the Ray cluster for each worker: a whole number, or the part of one such as 0.25;
+    otherwise the GPUs are divided among the workers."""
+    cpus_per_worker: float | None = None
+    """Processors of the Ray cluster for each worker; otherwise they are divided among them."""
     preset: PresetName = "balanced"
     """Named set of options."""
     steps: int | None = None
@@ -59,7 +68,24 @@ class BatchConfig:
             require_number("--steps", self.steps, 1, 1_000_000)
         require_number("--seed", self.seed, 0, 2**63 - 1)
         clean_prompt(self.negative_prompt, "negative prompt")
+        self._check_shares()
         self.shard_of()
+
+    def _check_shares(self) -> None:
+        for name in ("gpus_per_worker", "cpus_per_worker"):
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is None:
+                continue
+            if self.ray is None:
+                raise ConfigError(f"{flag} divides a Ray cluster: give its address with --ray")
+            require_number(flag, value, 0)
+        if (share := self.gpus_per_worker) is not None:
+            if share > 1 and share != int(share):
+                raise ConfigError(
+                    f"--gpus-per-worker is {share:g}: give a whole number, or a part of one GPU"
+                )
+            if share > 0 and self.device == "cpu":
+                raise ConfigError("--gpus-per-worker has no use with --device cpu: leave one out")
 
     def shard_of(self) -> tuple[int, int]:
         """The shard as (i, n), i from 1 to n."""

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from sds3d.atomic import make_writable_folder
 from sds3d.batch.config import BatchConfig
@@ -20,6 +21,7 @@ from sds3d.events import Item, Listener, Summary, Warning, ignore_event
 from sds3d.jobs.errors import WorkersFail
 from sds3d.jobs.job import Job
 from sds3d.jobs.limits import LimitsConfig
+from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import ACTIVE, FINISHED, State
 from sds3d.jobs.supervisor import TEND_SECONDS, WORKER_COMMAND, Supervisor
@@ -36,16 +38,31 @@ class BatchInterrupted(Interrupted):
         self.args = (f"stopped; the same command goes on with what is in {quoted(folder)}",)
 
 
+class Workers(Protocol):
+    """Whoever takes the jobs of the store: processes of this machine, or actors of a cluster."""
+
+    @property
+    def trouble(self) -> str | None: ...
+    @property
+    def log(self) -> Path | None: ...
+    def start(self) -> None: ...
+    def tend(self) -> None: ...
+    def __enter__(self) -> Workers: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
 def run_batch(
     config: BatchConfig,
     *,
     on_event: Listener = ignore_event,
     should_stop: Callable[[], bool] = lambda: False,
     command: Sequence[str] = WORKER_COMMAND,
+    make_bench: Callable[[], Bench] = Bench,
 ) -> Summary:
     """Work off the list of `config`; returns the summary, its page and log written.
 
-    Raises BadInput before anything is started, WorkersFail where no worker comes up,
+    The workers are processes that run `command`, or on a Ray cluster actors with what `make_bench`
+    makes. Raises BadInput before anything is started, WorkersFail where no worker comes up,
     BatchInterrupted when `should_stop` says yes.
     """
     prompts = read_prompts(config)
@@ -65,8 +82,18 @@ def run_batch(
             store_path=Path(folder) / "jobs.sqlite3",
         ) as service,
     ):
+
+        def make_workers(count: int) -> Workers:
+            if config.ray is None:
+                return Supervisor(service.store, config.out, workers=count, command=command)
+            from sds3d.batch.ray_run import RayWorkers
+
+            return RayWorkers(
+                config, service.store, workers=count, make_bench=make_bench, on_event=on_event
+            )
+
         batch = _Batch(config, prompts, mine, service, report, on_event)
-        return batch.run(should_stop, command)
+        return batch.run(should_stop, make_workers)
 
 
 def _limits() -> LimitsConfig:
@@ -110,19 +137,18 @@ class _Batch:
             timeout_seconds=self._config.timeout,
         )
 
-    def run(self, should_stop: Callable[[], bool], command: Sequence[str]) -> Summary:
-        workers = max(1, min(self._config.workers, self._total))
-        with Supervisor(
-            self._service.store, self._config.out, workers=workers, command=command
-        ) as supervisor:
+    def run(
+        self, should_stop: Callable[[], bool], make_workers: Callable[[int], Workers]
+    ) -> Summary:
+        with make_workers(max(1, min(self._config.workers, self._total))) as workers:
             if self._waiting:
-                supervisor.start()
+                workers.start()
             while self._waiting and not should_stop():
                 self._report_finished()
-                if supervisor.trouble is not None:
-                    raise WorkersFail(_with_log(supervisor))
+                if workers.trouble is not None:
+                    raise WorkersFail(_with_log(workers))
                 time.sleep(TEND_SECONDS)
-                supervisor.tend()
+                workers.tend()
         stopped = bool(self._waiting)
         self._report_finished()
         summary = self._finish()
@@ -188,10 +214,10 @@ def _outcome(job: Job) -> str:
     return _OUTCOMES.get(job.error or "", "failed")
 
 
-def _with_log(supervisor: Supervisor) -> str:
+def _with_log(workers: Workers) -> str:
     """The trouble with the last lines of the workers' log, which goes with the batch."""
     try:
-        tail = supervisor.log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
+        text = "" if workers.log is None else workers.log.read_text("utf-8", "replace")
     except OSError:
-        tail = []
-    return " | ".join([str(supervisor.trouble), *tail])
+        text = ""
+    return " | ".join([str(workers.trouble), *text.splitlines()[-3:]])

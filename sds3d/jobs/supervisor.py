@@ -239,19 +239,9 @@ class Supervisor:
             )
         else:
             slot.false_starts = 0
-            self._count_death(job, slot.name, reason)
+            count_death(self.store, job, slot.name, reason)
         self.store.forget_worker(slot.name)
         slot.process = None
-
-    def _count_death(self, job: Job, worker: str, reason: str) -> None:
-        where = f"at step {job.step} of {job.steps}" if job.step else "before its first step"
-        self.store.count_failure(
-            job.id,
-            worker,
-            error="WorkerDied",
-            reason=f"its worker process ended {where} ({reason}), time {job.failures + 1} of "
-            f"{job.max_failures}: if memory is short, use --preset fast",
-        )
 
     def _take_up_orphans(self) -> None:
         """Queue the jobs of workers that are not ours and show no life any more."""
@@ -280,6 +270,18 @@ class Supervisor:
         if job is not None:
             self.store.release(job.id, worker)
         self.store.forget_worker(worker)
+
+
+def count_death(store: Store, job: Job, worker: str, reason: str) -> None:
+    """Say of a job that its worker is no more: it is queued again, or failed if it was its last."""
+    where = f"at step {job.step} of {job.steps}" if job.step else "before it told of a step"
+    store.count_failure(
+        job.id,
+        worker,
+        error="WorkerDied",
+        reason=f"its worker process ended {where} ({reason}), time {job.failures + 1} of "
+        f"{job.max_failures}: if memory is short, use --preset fast",
+    )
 
 
 def _is_running(pid: int) -> bool:

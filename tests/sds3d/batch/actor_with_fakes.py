@@ -1,0 +1,68 @@
+"""The parts of an actor whose loop and export take milliseconds, and what befalls it.
+
+A prompt says it: "deadly" kills its process, "once deadly" only the first time, "faulty" raises
+once, "greedy" finds no memory for more than one view. In `marks` the file "nodes" gets a line of
+the node and the prompt for every item that is begun.
+"""
+
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from sds3d.events import Event, Step
+from sds3d.jobs.limits import LimitsConfig
+from sds3d.jobs.running import Bench
+
+STEP = 4
+STEP_SECONDS = 0.02
+
+
+def _fakes() -> Any:
+    path = Path(__file__).parents[1] / "conftest.py"
+    spec = importlib.util.spec_from_file_location("fakes_of_the_pipeline", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_bench(marks: Path) -> Bench:
+    """What a worker needs, with the fakes in it."""
+    import ray
+
+    fakes = _fakes()
+    loop = fakes.FakeLoop(step_seconds=STEP_SECONDS)
+
+    def first(name: str) -> bool:
+        try:
+            (marks / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def befall(config: Any) -> None:
+        if "deadly" in config.prompt and ("once" not in config.prompt or first("killed")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "faulty" in config.prompt and first("faulted"):
+            raise RuntimeError("a fault")
+        if "greedy" in config.prompt and config.optimize.views_per_step > 1:
+            raise MemoryError
+
+    def optimize(config: Any, teacher: Any, *, on_event: Any, **how: Any) -> Any:
+        with (marks / "nodes").open("a") as file:
+            file.write(f"{ray.get_runtime_context().get_node_id()} {config.prompt}\n")
+
+        def listen(event: Event) -> None:
+            on_event(event)
+            if isinstance(event, Step) and event.step == STEP:
+                befall(config)
+
+        return loop(config, teacher, on_event=listen, **how)
+
+    parts = fakes.make_parts(loop=optimize)
+    return Bench(lambda _: parts, previews=False, limits=LimitsConfig(min_free_bytes=0))
