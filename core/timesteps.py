@@ -32,6 +32,8 @@ class Pace(Enum):
     LINEAR = "linear"
     SQRT = "sqrt"
     """sqrt(progress): fast at first (HiFA, arXiv 2305.18766)."""
+    JUMP = "jump"
+    """Not at all, then at once (ProlificDreamer, arXiv 2305.16213)."""
 
     def moved(self, progress: float) -> float:
         match self:
@@ -41,6 +43,8 @@ class Pace(Enum):
                 return progress
             case Pace.SQRT:
                 return math.sqrt(progress)
+            case Pace.JUMP:
+                return float(progress >= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +52,18 @@ class TimestepWindow:
     """t uniform between two bounds, each of which moves from its first value to its second.
 
     DreamFusion's constant window is Pace.CONSTANT; a window of no width that moves by Pace.SQRT
-    is HiFA's t = t_max - (t_max - t_min) sqrt(progress).
+    is HiFA's t = t_max - (t_max - t_min) sqrt(progress). The window is at its last place from the
+    progress `end` on.
     """
 
     low: tuple[float, float]
     high: tuple[float, float]
     pace: Pace = Pace.LINEAR
+    end: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.end <= 1:
+            raise ValueError(f"A window's end must lie in (0, 1], got {self.end}.")
         for low, high in zip(self.low, self.high, strict=True):
             if not 0 <= low <= high <= 1:
                 raise ValueError(
@@ -65,7 +73,7 @@ class TimestepWindow:
 
     def bounds(self, progress: float) -> tuple[float, float]:
         """The window at this progress."""
-        moved = self.pace.moved(progress)
+        moved = self.pace.moved(min(progress / self.end, 1.0))
         low = self.low[0] + (self.low[1] - self.low[0]) * moved
         high = self.high[0] + (self.high[1] - self.high[0]) * moved
         return low, high

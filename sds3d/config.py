@@ -44,7 +44,8 @@ TargetName = Literal["mesh", "image"]
 MethodName = Literal[
     "sds", "sjc", "csd", "ism", "sdi", "nfsd", "reconstruction", "hifa", "cds", "vsd"
 ]
-TimestepPolicyName = Literal["linear", "sqrt", "uniform", "non-increasing"]
+TimestepPolicyName = Literal["linear", "sqrt", "jump", "uniform", "non-increasing"]
+LossWeightingName = Literal["x0", "eps", "sigma2"]
 ViewPromptsName = Literal["none", "discrete", "interpolated"]
 
 
@@ -160,6 +161,54 @@ _IMAGE_DEFAULTS = ImageOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefineOptions:
+    """A second, finer stage on the mesh itself (--refine-steps)."""
+
+    refine_steps: int = 0
+    """Steps on the mesh, after those on the field; 0 leaves the second stage out."""
+    refine_teacher: str = ""
+    """The second stage's teacher; left out, it is the first stage's."""
+    refine_resolution: int = 512
+    """Side of the second stage's views in pixels."""
+    refine_views_per_step: int = 1
+    """Cameras in each step of the second stage."""
+    refine_guidance_scale: float = 0.0
+    """Classifier-free guidance of the second stage; 0 is the first stage's."""
+    refine_timesteps: tuple[float, float] = (0.02, 0.5)
+    """Smallest and largest diffusion time of the second stage."""
+    refine_fovy_range_deg: tuple[float, float] = (30.0, 45.0)
+    """Smallest and largest field of view of the second stage; 40 is that of the first."""
+    tetrahedra_resolution: int = 64
+    """Nodes along an axis of the grid of tetrahedra that holds the surface."""
+    surface_learning_rate: float = 0.01
+    """Adam's rate for the surface, in cells of that grid."""
+    texture_learning_rate: float = 0.01
+    """Adam's rate for the hash grid of the colours; a tenth of it for the MLP."""
+    roughness_weight: float = 0.6
+    """Weight of the penalty on angles between neighbouring faces."""
+
+    def __post_init__(self) -> None:
+        require_number("--refine-steps", self.refine_steps, 0, 1_000_000)
+        require_number("--refine-resolution", self.refine_resolution, 8, 2048)
+        require_number("--refine-views-per-step", self.refine_views_per_step, 1, 64)
+        require_number("--refine-guidance-scale", self.refine_guidance_scale, 0, 1000)
+        _require_range("--refine-timesteps", self.refine_timesteps, 0, 1)
+        _require_range("--refine-fovy-range-deg", self.refine_fovy_range_deg, 5, 90)
+        for flag, pair in (
+            ("--refine-timesteps", self.refine_timesteps),
+            ("--refine-fovy-range-deg", self.refine_fovy_range_deg),
+        ):
+            _require(pair[0] <= pair[1], flag, pair, "give the smaller number first")
+        require_number("--tetrahedra-resolution", self.tetrahedra_resolution, 8, 512)
+        require_number("--surface-learning-rate", self.surface_learning_rate, 0, 1)
+        require_number("--texture-learning-rate", self.texture_learning_rate, 0, 1)
+        require_number("--roughness-weight", self.roughness_weight, 0)
+
+
+_REFINE_DEFAULTS = RefineOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizeConfig:
     """The score distillation. Progress runs from 0 at the first step to 1 after the last."""
 
@@ -187,6 +236,10 @@ class OptimizeConfig:
     """Rank of what the teacher's learning twin may change (vsd)."""
     lora_learning_rate: float = field(default=1e-4, metadata=_ADDED_LATER)
     """Adam's rate for the learning twin (vsd)."""
+    latent: bool = field(default=False, metadata=_ADDED_LATER)
+    """Give the field the teacher's latents as colours, so that no step encodes an image."""
+    rgb_refinement: float = field(default=0.0, metadata=_ADDED_LATER)
+    """Share of the steps, the last ones, that judge a field of latents by its pictures."""
     view_prompts: ViewPromptsName = field(default="none", metadata=_ADDED_LATER)
     """Whether prompts say front, side, back or overhead view: the nearest, or a mixture."""
     perp_neg: bool = field(default=False, metadata=_ADDED_LATER)
@@ -208,7 +261,13 @@ class OptimizeConfig:
     timestep_min: tuple[float, float] = (0.6, 0.2)
     """Smallest diffusion time at the start and at the end."""
     timestep_policy: TimestepPolicyName = field(default="linear", metadata=_ADDED_LATER)
-    """How times go from start to end: with progress, its root, not at all, or never upward."""
+    """How times go from start to end: with progress, its root, at once at --timestep-end, not at
+    all, or never upward."""
+    timestep_end: float = field(default=1.0, metadata=_ADDED_LATER)
+    """Progress at which times are at their end (linear, sqrt, jump)."""
+    loss_weighting: LossWeightingName = field(default="x0", metadata=_ADDED_LATER)
+    """What counts alike at all times: the image (x0), or the noise (eps); sigma2 is eps times the
+    noise's variance."""
     encoding_learning_rate: float = 1e-1
     """Adam's rate for the hash grid."""
     mlp_learning_rate: float = 2e-2
@@ -229,6 +288,7 @@ class OptimizeConfig:
     """Steps between updates of the occupancy grid."""
     field: FieldOptions = field(default_factory=FieldOptions)
     image: ImageOptions = dataclasses.field(default=_IMAGE_DEFAULTS, metadata=_ADDED_LATER)
+    refine: RefineOptions = dataclasses.field(default=_REFINE_DEFAULTS, metadata=_ADDED_LATER)
 
     def __post_init__(self) -> None:
         require_number("--steps", self.steps, 1, 1_000_000)
@@ -288,10 +348,12 @@ class OptimizeConfig:
             ("--method", self.method, MethodName),
             ("--view-prompts", self.view_prompts, ViewPromptsName),
             ("--timestep-policy", self.timestep_policy, TimestepPolicyName),
+            ("--loss-weighting", self.loss_weighting, LossWeightingName),
         ):
             choices = get_args(allowed)
             _require(value in choices, flag, value, f"give one of {', '.join(choices)}")
         require_number("--guidance-rescale", self.guidance_rescale, 0, 1)
+        require_number("--timestep-end", self.timestep_end, 0, 1, open_low=True)
         require_number("--perturbations", self.perturbations, 1, 64)
         require_number("--timestep-interval", self.timestep_interval, 1e-3, 0.5)
         require_number("--ode-steps", self.ode_steps, 1, 100)
@@ -305,11 +367,36 @@ class OptimizeConfig:
             "give --method vsd with it; other methods make one object, so run them once per --seed",
         )
         _require(
+            self.target == "mesh" or self.refine.refine_steps == 0,
+            "--refine-steps",
+            self.refine.refine_steps,
+            "give it with --target mesh: an image has no mesh to refine",
+        )
+        require_number("--rgb-refinement", self.rgb_refinement, 0, 1)
+        _require(
+            self.latent or self.rgb_refinement == 0,
+            "--rgb-refinement",
+            self.rgb_refinement,
+            "give --latent with it; a field of RGB has nothing to refine into",
+        )
+        _require(
+            not self.latent or (self.target == "mesh" and self.refine.refine_steps == 0),
+            "--latent",
+            self.latent,
+            "give --target mesh and no --refine-steps with it: only a field holds latents",
+        )
+        _require(
             self.method != "reconstruction" or self.guidance_rescale > 0,
             "--guidance-rescale",
             self.guidance_rescale,
             "give a share above 0 (0.5 is MVDream's) with --method reconstruction; "
             "without one it is sds",
+        )
+        _require(
+            self.method != "reconstruction" or self.loss_weighting == "x0",
+            "--loss-weighting",
+            self.loss_weighting,
+            "give x0 with --method reconstruction: it compares images",
         )
         _require(
             self.method != "csd" or self.guidance_scale > 0,
@@ -335,6 +422,11 @@ class OptimizeConfig:
     def total_steps(self) -> int:
         """The planned steps and those after them."""
         return self.steps + self.extra_steps
+
+    @property
+    def all_steps(self) -> int:
+        """Those of the second stage among them."""
+        return self.total_steps + self.refine.refine_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,18 @@ from core.distillation.score.ism import ISM
 from core.distillation.score.nfsd import NFSD, NFSD_NEGATIVE_PROMPT
 from core.distillation.score.reconstruction import Reconstruction
 from core.distillation.score.sdi import SDI
-from core.distillation.score.sds import SDS, ScoreDistillation
+from core.distillation.score.sds import (
+    SDS,
+    ScoreDistillation,
+    Weighting,
+    dreamfusion_weighting,
+    eps_weighting,
+    x0_weighting,
+)
 from core.distillation.score.sjc import SJC
 from core.distillation.score.vsd import VSD
 from core.guidance import EmbeddedGuidance, EmbedsGuidance, GuidanceRescale, Unconditional
-from core.teachers.lora import TakesLora
-from core.teachers.teacher import takes_camera, views_per_object
+from core.teachers.teacher import TakesLora, takes_camera, views_per_object
 from core.timesteps import Pace, TimestepPolicy, TimestepWindow, WeightedNonIncreasing
 
 from .config import OptimizeConfig
@@ -100,45 +106,59 @@ class Supervision:
     def distillation(self, views: Views) -> ScoreDistillation:
         """The method that the options name."""
         options, scale = self.options, self.options.guidance_scale
+        weighting = loss_weighting(options)
         match options.method:
             case "sds":
-                return SDS(self.denoiser(views))
+                return SDS(self.denoiser(views), weighting)
             case "sjc":
-                return SJC(self.denoiser(views), options.perturbations)
+                return SJC(self.denoiser(views), options.perturbations, weighting)
             case "csd":
-                return CSD(self.guidance(scale, views))
+                return CSD(self.guidance(scale, views), weighting)
             case "ism":
                 return ISM(
                     denoiser=self.guidance(scale, views),
                     inverter=Unconditional(self.teacher),
                     interval=options.timestep_interval,
                     inversion_steps=options.ode_steps,
+                    weighting=weighting,
                 )
             case "sdi":
                 return SDI(
                     denoiser=self.guidance(scale, views),
                     inverter=ClassifierFreeGuidance(self.teacher, 2 - scale),
                     inversion_steps=options.ode_steps,
+                    weighting=weighting,
                 )
             case "nfsd":
                 assert self.negative is not None
                 negative = self._seen(self.negative, views)
                 return NFSD(
-                    guidance=self.guidance(scale, views), denoiser=self.teacher, negative=negative
+                    guidance=self.guidance(scale, views),
+                    denoiser=self.teacher,
+                    negative=negative,
+                    weighting=weighting,
                 )
             case "reconstruction":
+                together = self.views_per_object
                 return Reconstruction(
                     guidance=self.guidance(scale, views),
                     rescale=options.guidance_rescale,
-                    views=len(views.azimuth_deg),
+                    # To a teacher of single views, those of a step are the one object's.
+                    views=together if together > 1 else len(views.azimuth_deg),
                 )
             case "hifa":
-                return HiFA(denoiser=self.denoiser(views), steps=options.ode_steps)
+                return HiFA(
+                    denoiser=self.denoiser(views), steps=options.ode_steps, weighting=weighting
+                )
             case "cds":
-                return CDS(denoiser=self.denoiser(views), interval=options.timestep_interval)
+                return CDS(
+                    denoiser=self.denoiser(views),
+                    interval=options.timestep_interval,
+                    weighting=weighting,
+                )
             case "vsd":
                 assert self.fake is not None
-                return VSD(self.guidance(scale, views), self.fake.denoiser)
+                return VSD(self.guidance(scale, views), self.fake.denoiser, weighting)
 
     def _seen(self, cond: Conditioning, views: Views) -> Conditioning:
         """`cond` with the views' cameras, unless the teacher is not to be told."""
@@ -215,14 +235,27 @@ def _fake_score(options: OptimizeConfig, teacher: Encoder, seed: int) -> FakeSco
     return FakeScore(denoiser, options.lora_learning_rate)
 
 
+def loss_weighting(options: OptimizeConfig) -> Weighting:
+    """The w(t) that the options name; all but "reconstruction" take one."""
+    match options.loss_weighting:
+        case "x0":
+            return x0_weighting
+        case "eps":
+            return eps_weighting
+        case "sigma2":
+            return dreamfusion_weighting
+
+
 def timestep_policy(options: OptimizeConfig) -> TimestepPolicy:
     """The policy that the options name, between their times."""
-    low, high = options.timestep_min, options.timestep_max
+    low, high, end = options.timestep_min, options.timestep_max, options.timestep_end
     match options.timestep_policy:
         case "linear":
-            return TimestepWindow(low=low, high=high)
+            return TimestepWindow(low=low, high=high, end=end)
         case "sqrt":
-            return TimestepWindow(low=low, high=high, pace=Pace.SQRT)
+            return TimestepWindow(low=low, high=high, pace=Pace.SQRT, end=end)
+        case "jump":
+            return TimestepWindow(low=low, high=high, pace=Pace.JUMP, end=end)
         case "uniform":
             return TimestepWindow(
                 low=(min(low), min(low)), high=(max(high), max(high)), pace=Pace.CONSTANT

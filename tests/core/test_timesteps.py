@@ -38,6 +38,19 @@ def test_the_paces() -> None:
     torch.testing.assert_close(t, torch.full((3,), 0.98 - 0.96 * 0.7))
 
 
+def test_a_window_can_be_at_its_end_early_or_jump_there() -> None:
+    """MVDream anneals over 8000 of 10,000 steps; ProlificDreamer jumps at 5000 of 25,000."""
+    mvdream = TimestepWindow(low=(0.98, 0.02), high=(0.98, 0.5), end=0.8)
+    assert mvdream.bounds(0.4) == pytest.approx((0.5, 0.74))
+    assert mvdream.bounds(0.8) == mvdream.bounds(1.0) == pytest.approx((0.02, 0.5))
+    jump = TimestepWindow(low=(0.02, 0.02), high=(0.98, 0.5), pace=Pace.JUMP, end=0.2)
+    assert jump.bounds(0.199) == (0.02, 0.98)
+    assert jump.bounds(0.2) == pytest.approx((0.02, 0.5))
+    for end in (0.0, 1.5):
+        with pytest.raises(ValueError, match="end"):
+            TimestepWindow(low=(0.1, 0.1), high=(0.5, 0.5), end=end)
+
+
 @pytest.mark.parametrize("policy", [WeightedNonIncreasing(), WeightedNonIncreasing(m1=0.6, s1=0.1)])
 def test_dreamtime_spends_its_time_by_weight(policy: WeightedNonIncreasing) -> None:
     corners = [policy.m2, policy.m1]

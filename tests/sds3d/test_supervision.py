@@ -17,7 +17,14 @@ from core.distillation.score.sds import SDS
 from core.guidance import GuidanceRescale
 from core.prediction import Prediction
 from core.schedule import FlowSchedule, per_sample
-from sds3d.config import FieldOptions, GenerateConfig, OptimizeConfig, from_dict, to_dict
+from sds3d.config import (
+    FieldOptions,
+    GenerateConfig,
+    OptimizeConfig,
+    RefineOptions,
+    from_dict,
+    to_dict,
+)
 from sds3d.errors import ConfigError
 from sds3d.events import Event, Warning
 from sds3d.optimize import Teacher, optimize, sample_timesteps
@@ -148,6 +155,8 @@ def test_nfsd_contrasts_with_nothing_and_flees_the_negative_prompt(negative: str
         ("reconstruction", {"guidance_rescale": 0.9}),
         *[(method, {"guidance_rescale": 0.7}) for method in METHODS if method != "reconstruction"],
         *[(method, {"guidance_scale": 9.0}) for method in METHODS],
+        *[(m, {"loss_weighting": "eps"}) for m in METHODS if m != "reconstruction"],
+        *[(m, {"loss_weighting": "sigma2"}) for m in METHODS if m != "reconstruction"],
         *[(method, {"view_prompts": "interpolated"}) for method in METHODS],
         # In differences of two prompts this teacher's camera cancels.
         *[
@@ -238,6 +247,18 @@ def test_the_linear_window_is_the_one_there_always_was() -> None:
         low, high = 0.4 + (0.1 - 0.4) * progress, 0.98 + (0.48 - 0.98) * progress
         expected = low + (high - low) * torch.rand(5, generator=noise())
         assert torch.equal(sample_timesteps(options(), progress, 5, noise()), expected)
+
+
+def test_times_reach_their_end_where_the_options_say() -> None:
+    for policy, progress in (("linear", 0.5), ("sqrt", 0.5), ("jump", 0.5)):
+        chosen = options(timestep_policy=policy, timestep_end=0.5)
+        found = sample_timesteps(chosen, progress, 4000, noise())
+        assert 0.1 <= found.min() < 0.11
+        assert 0.47 < found.max() <= 0.48
+    before = sample_timesteps(
+        options(timestep_policy="jump", timestep_end=0.5), 0.49, 4000, noise()
+    )
+    assert before.min() >= 0.4
 
 
 @pytest.mark.parametrize(("policy", "low", "high"), [("sqrt", 0.25, 0.73), ("uniform", 0.1, 0.98)])
@@ -335,6 +356,18 @@ def test_view_prompts_that_the_teacher_cannot_tell_apart_are_said(tmp_path: Path
         ({"method": "reconstruction", "guidance_rescale": 0.0}, "--guidance-rescale", "0.5"),
         ({"method": "csd", "guidance_scale": 0.0}, "--guidance-scale", "above 0"),
         ({"perp_neg": True}, "--perp-neg", "--view-prompts interpolated"),
+        ({"loss_weighting": "sigma"}, "--loss-weighting", "give one of x0, eps, sigma2"),
+        (
+            {"method": "reconstruction", "guidance_rescale": 0.5, "loss_weighting": "eps"},
+            "--loss-weighting",
+            "give x0",
+        ),
+        ({"timestep_end": 0.0}, "--timestep-end", "above 0"),
+        (
+            {"target": "image", "refine": RefineOptions(refine_steps=5)},
+            "--refine-steps",
+            "--target mesh",
+        ),
         (
             {
                 "timestep_policy": "non-increasing",
