@@ -33,8 +33,12 @@ class Api:
         resolution: int | None = None,
         max_faces: int | None = None,
         texture_size: int | None = None,
+        options: dict[str, Any] | None = None,
     ) -> str:
-        """Queue a run; returns the id of its job."""
+        """Queue a run; returns the id of its job.
+
+        `options` are any others of the command line by name, e.g. {"method": "csd"}.
+        """
         wish = Wish(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -46,6 +50,7 @@ class Api:
             resolution=resolution,
             max_faces=max_faces,
             texture_size=texture_size,
+            options=options or {},
         )
         with _told():
             return self.desk.service.submit(wish.config()).id

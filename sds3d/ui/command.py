@@ -31,6 +31,9 @@ def _differences(before: Any, after: Any) -> list[str]:
         old, new = getattr(before, field.name), getattr(after, field.name)
         if dataclasses.is_dataclass(old):
             words += _differences(old, new)
+        elif isinstance(new, bool):
+            # One flag, named for what it changes the default to.
+            words += [] if old == new else [_flag(field.name if new else f"no_{field.name}")]
         elif old != new:
             values = new if isinstance(new, tuple) else (new,)
             words += [_flag(field.name), *map(str, values)]

@@ -6,17 +6,19 @@ import dataclasses
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from sds3d.config import GenerateConfig, PresetName
+from sds3d.config import GenerateConfig, PresetName, from_dict, to_dict
 from sds3d.errors import ConfigError
 from sds3d.jobs.job import Job
 from sds3d.jobs.service import JobService
 from sds3d.presets import PRESETS, generate_config
+from sds3d.ui.examples import Example, load_examples
 from sds3d.ui.files import OBJ_ZIP, download_name, job_file, obj_zip
+from sds3d.ui.options import place_of
 from sds3d.ui.processes import Processes
 from sds3d.ui.watching import Watching
 
@@ -28,7 +30,10 @@ def no_trouble() -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """A request as the form and the API give it; None leaves an option to the preset."""
+    """A request as the form and the API give it; None leaves an option to the preset.
+
+    `options` are any others of `OptimizeConfig` and `MeshConfig` by name, as plain values.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -40,40 +45,48 @@ class Wish:
     resolution: int | None = None
     max_faces: int | None = None
     texture_size: int | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self) -> GenerateConfig:
         """The options of the run. Raises ConfigError and PromptError."""
         if self.preset not in PRESETS:
             raise ConfigError(f"the preset is {self.preset!r}: give one of {', '.join(PRESETS)}")
-        preset = PRESETS[cast(PresetName, self.preset)]
-        optimize, mesh = preset.optimize, preset.mesh
-        if self.steps is not None:
-            optimize = dataclasses.replace(optimize, steps=self.steps)
-        if self.guidance_scale is not None:
-            optimize = dataclasses.replace(optimize, guidance_scale=self.guidance_scale)
-        if self.resolution is not None and self.resolution != optimize.resolutions[-1]:
-            earlier = tuple(min(side, self.resolution) for side in optimize.resolutions[:-1])
-            optimize = dataclasses.replace(optimize, resolutions=(*earlier, self.resolution))
-        if self.max_faces is not None:
-            mesh = dataclasses.replace(mesh, max_faces=self.max_faces)
-        if self.texture_size is not None:
-            mesh = dataclasses.replace(mesh, texture_size=self.texture_size)
-        return generate_config(
+        config = generate_config(
             cast(PresetName, self.preset),
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             seed=self.seed,
             teacher=self.teacher,
-            optimize=optimize,
-            mesh=mesh,
         )
+        # All at once, because some options only go together; and with their types looked at.
+        document = to_dict(config)
+        for name, value in self._options(config).items():
+            part = document
+            for key in place_of(name) or ("optimize",):
+                part = part[key]
+            part[name] = value
+        return from_dict(document)
+
+    def _options(self, config: GenerateConfig) -> dict[str, Any]:
+        named = ("steps", "guidance_scale", "resolution", "max_faces", "texture_size")
+        if not isinstance(self.options, Mapping):
+            raise ConfigError("options are no object: give one such as {'method': 'csd'}")
+        found = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        found |= self.options
+        side, sides = found.pop("resolution", None), config.optimize.resolutions
+        if side is not None and type(side) is not int:
+            raise ConfigError(f"resolution is {side!r}: give a whole number")
+        if side is not None and side != sides[-1]:
+            found["resolutions"] = (*(min(earlier, side) for earlier in sides[:-1]), side)
+        return found
 
 
 class Desk:
     """The doors behind every page: jobs, their readings, processes, and copies to be served.
 
     `copies` is the folder of the files that gradio itself serves; only copies of what was made
-    come there. `trouble` says why no worker comes up.
+    come there. `trouble` says why no worker comes up. `examples` are those that ship with the
+    program, unless others are given.
     """
 
     def __init__(
@@ -83,12 +96,14 @@ class Desk:
         processes: Processes,
         copies: Path,
         trouble: Callable[[], str | None] = no_trouble,
+        examples: Sequence[Example] | None = None,
     ) -> None:
         self.service = service
         self.processes = processes
         self.copies = copies
         self.trouble = trouble
         self.watching = Watching(service)
+        self.examples = load_examples() if examples is None else tuple(examples)
         self._copying = threading.Lock()
 
     def copy(self, job: Job, name: str) -> Path | None:
@@ -103,6 +118,17 @@ class Desk:
             return None
         stamp = "zip" if source is None else str(source.stat().st_mtime_ns)
         target = self.copies / f"{job.id}-{stamp}" / download_name(job, name)
+        return self._copied(target, source, packed)
+
+    def example(self, key: str) -> Example | None:
+        """The example that a page calls so."""
+        return next((example for example in self.examples if example.key == key), None)
+
+    def copy_example(self, example: Example) -> Path:
+        """A copy of an example's mesh."""
+        return self._copied(self.copies / "examples" / example.mesh.name, example.mesh, None)
+
+    def _copied(self, target: Path, source: Path | None, packed: bytes | None) -> Path:
         with self._copying:
             if packed is not None or not target.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -132,6 +132,6 @@ class Gallery:
         self.cards.click(
             self.act,
             [*view, text.job, text.seen],
-            [self.notice, tabs, *shown, text.job, text.notice, *text.form[:5], *text.outputs],
+            [self.notice, tabs, *shown, *text.attached],
             **quiet,
         )

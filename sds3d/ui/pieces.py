@@ -64,6 +64,8 @@ def status(
     if job.reason:
         kind = "error" if job.state is State.FAILED else "warning"
         notes.append(notice(f"{job.reason[:1].upper()}{job.reason[1:]}.", kind))
+    if job.state is State.STOPPED and result is None and not job.reason:
+        notes.append(notice("It waits after its first steps: Continue takes it on.", "hint"))
     if trouble and job.state in (State.QUEUED, *ACTIVE):
         notes.append(notice(trouble))
     return (

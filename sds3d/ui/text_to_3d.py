@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import gradio as gr
 
-from sds3d.config import PresetName, required_prompt
+from sds3d.config import required_prompt
 from sds3d.errors import ConfigError, Sds3dError
-from sds3d.jobs.job import Job
-from sds3d.jobs.states import ACTIVE, CONTINUABLE, FINISHED, State
-from sds3d.presets import PRESETS
+from sds3d.jobs.states import State
 from sds3d.preview import PreviewConfig
-from sds3d.ui import pieces
-from sds3d.ui.command import command_line
+from sds3d.ui import examples, pieces
 from sds3d.ui.desk import Desk, Wish
+from sds3d.ui.form import FIELDS, Form, form_of, whole, wish_of_form
+from sds3d.ui.look import NOTHING_YET, Look, look, look_at_example
+from sds3d.ui.race import Race
 from sds3d.ui.teacher_preview import draw
 
-EXAMPLES = (
-    "a red mushroom",
-    "a yellow duck",
-    "a blue chair with white legs",
-    "a green rocket",
-    "an orange car",
-    "a pink mug",
-)
 REFRESH_SECONDS = 1.5
 MORE_STEPS = 200
-NOTHING_YET = "The object appears here while it grows, from four sides."
 FROM_ADDRESS = "(job, seen) => [new URLSearchParams(location.search).get('job') || '', seen]"
 TO_ADDRESS = """(job) => {
   const here = new URL(location);
@@ -41,60 +31,6 @@ TO_ADDRESS = """(job) => {
 Seen = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """Everything that the page shows of a job; plain values, so that a change is noticed."""
-
-    status: str = ""
-    picture: str = field(default_factory=lambda: pieces.waiting_picture(NOTHING_YET))
-    plots: str = ""
-    has_result: bool = False
-    model: str | None = None
-    report: str = ""
-    downloads: str = ""
-    command: str = ""
-    can_stop: bool = False
-    can_continue: bool = False
-    is_done: bool = False
-    is_live: bool = False
-
-
-def look(desk: Desk, job: Job) -> Look:
-    """How a job stands now."""
-    service = desk.service
-    reading = desk.watching.look(job)
-    result = service.result(job)
-    ahead = service.place_in_queue(job) if job.state is State.QUEUED else 0
-    shown: dict[str, Any] = {
-        "status": pieces.status(job, reading, result=result, ahead=ahead, trouble=desk.trouble()),
-        "plots": f'<div class="plots">{pieces.plots(job, reading)}</div>',
-        "can_stop": job.state is State.QUEUED or job.state in ACTIVE,
-        "can_continue": job.state in CONTINUABLE,
-        "is_done": job.state is State.DONE,
-        "is_live": job.state not in FINISHED,
-    }
-    try:
-        shown["command"] = command_line(job.options)
-    except Sds3dError:
-        shown["command"] = ""
-    if result is not None:
-        model = desk.copy(job, "mesh.glb")
-        shown |= {
-            "has_result": True,
-            "picture": "",
-            "model": None if model is None else str(model),
-            "report": pieces.report(job, result),
-            "downloads": pieces.downloads(job, result),
-        }
-        return Look(**shown)
-    picture = service.picture(job)
-    if picture is not None:
-        shown["picture"] = pieces.growing(job, picture.stat().st_mtime_ns)
-    elif job.state in FINISHED:
-        shown["picture"] = ""
-    return Look(**shown)
-
-
 class TextTo3D:
     """The tab's handlers, and what they are bound to by `build`."""
 
@@ -102,28 +38,47 @@ class TextTo3D:
         self.desk = desk
         self.teachers = teachers
         self.any_teacher = any_teacher
+        self.form = Form(teachers, any_teacher=any_teacher)
+        self.race = Race(desk, self.attach)
 
     # --- what happens -------------------------------------------------------------------------
 
     def refresh(self, job_id: str, seen: Seen | None) -> list[Any]:
         """The outputs of `build` that changed since `seen`, and what is seen now."""
+        example = self.desk.example(job_id)
         try:
-            shown = look(self.desk, self.desk.service.get(job_id)) if job_id else Look()
+            if example is not None:
+                shown = look_at_example(self.desk, example)
+            else:
+                shown = look(self.desk, self.desk.service.get(job_id)) if job_id else Look()
         except Sds3dError as error:
             shown = Look(status=pieces.notice(str(error)))
         return self._changes(shown, seen or {})
 
     def attach(self, job_id: str, seen: Seen | None) -> list[Any]:
-        """The page of a job that an address names: its form too."""
-        form: list[Any] = [gr.skip()] * 5
+        """The page of a job or an example that an address names: its form too."""
+        example = self.desk.example(job_id)
+        form: list[Any] = [gr.skip()] * FIELDS
         try:
-            if job_id:
-                config = self.desk.service.get(job_id).config
-                names = ("prompt", "negative_prompt", "seed", "preset", "teacher")
-                form = [config[name] for name in names]
+            if example is not None:
+                form = form_of(
+                    Wish(
+                        prompt=example.prompt,
+                        seed=example.seed,
+                        preset=example.preset,
+                        teacher=self.teachers[0],
+                    ).config()
+                )
+            elif job_id:
+                form = form_of(self.desk.service.get(job_id).options)
         except Sds3dError as error:
             return ["", pieces.notice(str(error)), *form, *self.refresh("", {})]
         return [job_id, "", *form, *self.refresh(job_id, {})]
+
+    def show_example(self, job_id: str, event: gr.EventData) -> list[Any]:
+        """The example of the chip that was clicked; whatever else the page may say is passed by."""
+        key = str(event._data.get("example", ""))
+        return self.attach(key if self.desk.example(key) is not None else job_id, {})
 
     def generate(self, job_id: str, seen: Seen | None, *form: Any) -> list[Any]:
         """Queue what the form asks for."""
@@ -145,7 +100,7 @@ class TextTo3D:
                 service.cancel(job_id)
             else:
                 done = service.get(job_id).state is State.DONE
-                service.continue_(job_id, _whole("more steps", more) or 0 if done else 0)
+                service.continue_(job_id, whole("more steps", more) or 0 if done else 0)
         except Sds3dError as error:
             said = pieces.notice(str(error))
         return [said, *self.refresh(job_id, seen)]
@@ -156,7 +111,7 @@ class TextTo3D:
             config = PreviewConfig(
                 prompt=required_prompt(prompt),
                 negative_prompt=negative,
-                seed=_whole("seed", seed) or 0,
+                seed=whole("seed", seed) or 0,
                 teacher=self._known_teacher(teacher),
                 guidance_scale=scale,
             )
@@ -205,55 +160,26 @@ class TextTo3D:
             with gr.Column(scale=5, min_width=320):
                 self._build_form()
             with gr.Column(scale=7, min_width=320):
+                self.race.build_view()
                 self._build_view()
         self._bind(demo)
 
     def _build_form(self) -> None:
-        self.prompt = gr.Textbox(
-            label="What shall it be?",
-            placeholder="a red mushroom",
-            lines=2,
-            max_lines=4,
-            autofocus=True,
-            elem_id="prompt",
+        self.form.build_head()
+        drawn = examples.chips(self.desk.examples)
+        self.chips = gr.HTML(
+            drawn,
+            apply_default_css=False,
+            js_on_load=examples.ON_CLICK,
+            elem_id="examples",
+            visible=bool(drawn),
         )
-        with gr.Row(elem_classes="chips"):
-            self.chips = [gr.Button(text, size="sm") for text in EXAMPLES]
-        self.negative = gr.Textbox(label="What shall it not be?", placeholder="(optional)")
-        self.preset = gr.Radio(list(PRESETS), value="fast", label="Preset")
-        with gr.Row(elem_classes="bottom"):
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
-            self.randomize = gr.Button("Randomize", min_width=120)
-        self.teacher = gr.Dropdown(
-            self.teachers,
-            value=self.teachers[0],
-            label="Teacher",
-            info="The diffusion model that judges the object"
-            + (", or the folder of one" if self.any_teacher else ""),
-            allow_custom_value=self.any_teacher,
-        )
-        with gr.Accordion("Advanced", open=False):
-            gr.Markdown("Method: score distillation sampling (SDS).")
-            options = preset_values("fast")
-            with gr.Row():
-                self.steps = gr.Number(options[0], label="Steps", precision=0, minimum=1)
-                self.guidance = gr.Number(options[1], label="Guidance", minimum=0)
-            with gr.Row():
-                self.resolution = gr.Number(
-                    options[2], label="Resolution of the views (px)", precision=0, minimum=8
-                )
-                self.faces = gr.Number(options[3], label="Most faces", precision=0, minimum=100)
-                self.texture = gr.Number(
-                    options[4],
-                    label="Texture (px)",
-                    info="0: vertex colours",
-                    precision=0,
-                    minimum=0,
-                )
+        self.form.build_rest()
         with gr.Row(elem_classes="actions"):
             self.go = gr.Button("Generate", variant="primary", elem_id="generate")
             self.sketch = gr.Button("2D preview", elem_id="sketch")
         self.notice = gr.HTML(apply_default_css=False)
+        self.race.build_form()
         self.sketched = gr.HTML(apply_default_css=False)
 
     def _build_view(self) -> None:
@@ -274,7 +200,7 @@ class TextTo3D:
             )
             self.downloads = gr.HTML(apply_default_css=False, elem_id="downloads")
             self.report = gr.HTML(apply_default_css=False)
-        self.plots = gr.HTML(apply_default_css=False, visible=False)
+        self.plots = gr.HTML(apply_default_css=False, visible=False, elem_id="plots")
         self.command = gr.Textbox(
             label="The same on the command line",
             interactive=False,
@@ -285,14 +211,6 @@ class TextTo3D:
         self.timer = gr.Timer(REFRESH_SECONDS, active=False)
 
     @property
-    def form(self) -> list[Any]:
-        """The inputs of a wish, in the order of `wish_of_form`."""
-        return [
-            *(self.prompt, self.negative, self.seed, self.preset, self.teacher),
-            *(self.steps, self.guidance, self.resolution, self.faces, self.texture),
-        ]
-
-    @property
     def outputs(self) -> list[Any]:
         """What `refresh` gives values for."""
         return [
@@ -301,6 +219,11 @@ class TextTo3D:
             *(self.timer, self.seen),
         ]
 
+    @property
+    def attached(self) -> list[Any]:
+        """What `attach` gives values for."""
+        return [self.job, self.notice, *self.form.inputs, *self.outputs]
+
     def _bind(self, demo: gr.Blocks) -> None:
         quiet: dict[str, Any] = {
             "api_visibility": "private",
@@ -308,13 +231,12 @@ class TextTo3D:
             "queue": False,
         }
         view = [self.job, self.seen]
-        attached = [self.job, self.notice, *self.form[:5], *self.outputs]
-        demo.load(self.attach, view, attached, js=FROM_ADDRESS, **quiet)
+        demo.load(self.attach, view, self.attached, js=FROM_ADDRESS, **quiet)
         self.timer.tick(self.refresh, view, self.outputs, **quiet)
         gr.on(
-            [self.go.click, self.prompt.submit],
+            [self.go.click, self.form.prompt.submit],
             self.generate,
-            [*view, *self.form],
+            [*view, *self.form.inputs],
             [self.job, self.notice, *self.outputs],
             **quiet,
         )
@@ -324,19 +246,13 @@ class TextTo3D:
         self.resume.click(
             _bound(self.act, "continue"), [*view, self.more], [self.notice, *self.outputs], **quiet
         )
-        for chip in self.chips:
-            chip.click(None, chip, self.prompt, js="(text) => text", api_visibility="private")
-        self.randomize.click(
-            None,
-            None,
-            self.seed,
-            js="() => Math.floor(Math.random() * 2 ** 31)",
-            api_visibility="private",
-        )
-        self.preset.input(preset_values, self.preset, self.form[5:], **quiet)
+        self.chips.click(self.show_example, self.job, self.attached, **quiet)
+        self.form.bind(quiet)
+        self.race.bind(demo, quiet, form=self.form, notice=self.notice, attached=self.attached)
+        head = (self.form.prompt, self.form.negative, self.form.seed, self.form.teacher)
         self.sketch.click(
             self.preview,
-            [self.prompt, self.negative, self.seed, self.teacher, self.guidance],
+            [*head, self.form.options["guidance_scale"]],
             self.sketched,
             api_visibility="private",
             show_progress="minimal",
@@ -345,57 +261,9 @@ class TextTo3D:
         )
 
 
-def preset_values(preset: str) -> list[Any]:
-    """The advanced options of a preset: steps, guidance, resolution, faces, texture."""
-    chosen = PRESETS[cast(PresetName, preset if preset in PRESETS else "balanced")]
-    optimize, mesh = chosen.optimize, chosen.mesh
-    return [
-        optimize.steps,
-        optimize.guidance_scale,
-        optimize.resolutions[-1],
-        mesh.max_faces,
-        mesh.texture_size,
-    ]
-
-
-def wish_of_form(
-    prompt: str,
-    negative: str,
-    seed: float | None,
-    preset: str,
-    teacher: str,
-    steps: float | None,
-    guidance: float | None,
-    resolution: float | None,
-    faces: float | None,
-    texture: float | None,
-) -> Wish:
-    """What the form asks for. Raises ConfigError for numbers that are none."""
-    return Wish(
-        prompt=prompt or "",
-        negative_prompt=negative or "",
-        seed=_whole("seed", seed) or 0,
-        preset=preset,
-        teacher=teacher or "",
-        steps=_whole("steps", steps),
-        guidance_scale=None if guidance is None else float(guidance),
-        resolution=_whole("resolution", resolution),
-        max_faces=_whole("most faces", faces),
-        texture_size=_whole("texture", texture),
-    )
-
-
 def another_seed() -> int:
     """A seed that was hardly used before."""
     return random.randrange(2**31)
-
-
-def _whole(name: str, value: float | None) -> int | None:
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or value != value or abs(value) > 2**63:
-        raise ConfigError(f"{name} is {value!r}: give a whole number")
-    return int(value)
 
 
 def _bound(act: Any, what: str) -> Any:

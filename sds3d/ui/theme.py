@@ -27,9 +27,23 @@ CSS = """
 .block:has(> .html-container > div:empty) { display: none !important; }
 #head h1 { font-size: 1.5rem; margin: 0; }
 #head p { color: var(--body-text-color-subdued); margin: .1rem 0 0; }
-.chips { gap: .4rem !important; flex-wrap: wrap; }
-.chips button { flex: 0 1 auto !important; min-width: 0 !important; border-radius: 99px;
-  font-weight: 400; padding: .2rem .7rem; }
+.examples { display: grid; gap: .5rem;
+  grid-template-columns: repeat(auto-fill, minmax(5.5rem, 1fr)); }
+.examples button { background: var(--background-fill-secondary); cursor: pointer;
+  border: 1px solid var(--border-color-primary); border-radius: .5rem; display: flex;
+  flex-direction: column; overflow: hidden; padding: 0; }
+.examples button:hover, .examples button:focus-visible { border-color: var(--primary-500); }
+.examples img { aspect-ratio: 1; background: #fff; display: block; object-fit: cover; width: 100%; }
+.examples span { color: var(--body-text-color); font-size: .75rem; line-height: 1.25;
+  padding: .25rem .35rem .3rem; text-align: left; }
+.options { display: grid !important; gap: .6rem !important; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 11.5rem), 1fr)); }
+.options > * { min-width: 0 !important; }
+.race { display: grid; gap: .8rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); margin-bottom: .6rem; }
+.race article { border: 2px solid var(--border-color-primary); border-radius: .6rem;
+  padding: .5rem .6rem; }
+.race article.best { border-color: var(--primary-500); }
 .actions, .bottom { align-items: flex-end; flex-wrap: wrap; }
 .actions button { min-width: 6.5rem !important; }
 .bottom button { flex: 0 0 auto !important; height: 2.6rem; }
@@ -43,6 +57,7 @@ CSS = """
 .status.failed .state { background: #b91c1c; }
 .status.queued .state, .status.cancelled .state { background: var(--neutral-500); }
 .status.stopped .state, .status.stopping .state { background: #b45309; }
+.race .status.stopped .state { background: var(--primary-600); }
 .status progress { appearance: none; background: var(--neutral-200); border: 0; border-radius: 9px;
   display: block; height: .5rem; margin: .4rem 0; overflow: hidden; width: 100%; }
 .dark .status progress { background: var(--neutral-700); }
@@ -66,6 +81,10 @@ CSS = """
   vector-effect: non-scaling-stroke; }
 .plot polyline.line-1 { stroke: #d97706; }
 .plot polyline.line-2 { stroke: #7c3aed; }
+.plot polyline.line-3 { stroke: #db2777; }
+.plot b.line-1 { color: #d97706; }
+.plot b.line-2 { color: #8b5cf6; }
+.plot b.line-3 { color: #db2777; }
 .turntable, .sheet { border-radius: .5rem; display: block; width: 100%; background: #fff; }
 .sheet { margin-top: .6rem; }
 .report { align-items: start; display: grid; gap: 1rem;

@@ -1,5 +1,6 @@
 """A desk on a folder of the test's own, a worker in this process, and a command of milliseconds."""
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -90,14 +91,12 @@ def work(desk: Desk, pictures: ModuleType) -> Callable[[], None]:
     return run
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server with a worker process that takes 20 ms a step."""
+@contextlib.contextmanager
+def _serving(out: Path, port: int = 0) -> Iterator[Served]:
     before = os.environ.get("STEP_SECONDS")
     os.environ["STEP_SECONDS"] = "0.02"
-    out = tmp_path_factory.mktemp("served")
     try:
-        config = AppConfig(port=0, out=out)
+        config = AppConfig(port=port, out=out)
         with serving(config, limits=NO_LIMITS, worker_command=WORKER, command=COMMAND) as served:
             yield served
     finally:
@@ -105,6 +104,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             del os.environ["STEP_SECONDS"]
         else:
             os.environ["STEP_SECONDS"] = before
+
+
+@pytest.fixture
+def serve() -> Callable[..., contextlib.AbstractContextManager[Served]]:
+    """Start a server on a folder, and a port if one is given; its worker takes 20 ms a step."""
+    return _serving
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with a worker process that takes 20 ms a step."""
+    with _serving(tmp_path_factory.mktemp("served")) as served:
+        yield served
 
 
 @pytest.fixture

@@ -74,8 +74,8 @@ def _picture(page: Any, selector: str) -> np.ndarray:
 
 def _ask_for(page: Any, prompt: str, steps: int) -> str:
     page.fill("#prompt textarea", prompt)
-    page.click("text=Advanced")
-    page.get_by_label("Steps", exact=True).fill(str(steps))
+    page.click("#advanced > button")
+    page.fill("#option-steps input", str(steps))
     page.click("#generate")
     page.wait_for_url(re.compile(r"\?job="))
     return str(page.url).split("job=")[1]
@@ -130,6 +130,48 @@ def test_a_stopped_run_has_a_mesh_and_every_tab_and_reload_finds_it(
     job = server.desk.service.get(job_id)
     assert job.state is State.STOPPED
     assert 0 < job.step < 4000
+
+
+def test_a_page_finds_its_job_after_the_server_was_restarted(
+    browser: Any, serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    with serve(tmp_path) as first:
+        address = first.url
+        page.goto(address)
+        job_id = _ask_for(page, "a blue mushroom", 300)
+        page.wait_for_selector("img.growing")
+        at_most = first.desk.service.get(job_id).step
+    with serve(tmp_path, int(address.rstrip("/").rsplit(":", 1)[1])) as second:
+        page.reload()
+        page.wait_for_selector("#status .done")
+        assert page.input_value("#prompt textarea") == "a blue mushroom"
+        page.wait_for_selector("a.download:has-text('GLB')")
+        assert second.desk.service.get(job_id).step == 300 > at_most
+    context.close()
+
+
+def test_seeds_race_and_the_pick_goes_on(open_page: Callable[..., Any], server: Served) -> None:
+    page = open_page()
+    page.fill("#prompt textarea", "a racing mushroom")
+    page.fill("#seed input", "1")
+    page.click("#seed-race > button")
+    page.click("#race")
+    page.wait_for_url(re.compile(r"\?race="))
+    page.wait_for_selector("#race-pick input:checked")
+    page.reload()
+    page.wait_for_selector("#race-pick input:checked")
+    assert page.locator("#race-view article").count() == 3
+    assert "seed 2" in page.inner_text("#race-view article.best")
+    page.click("#race-continue")
+    page.wait_for_url(re.compile(r"\?job="))
+    page.wait_for_selector("#status .done")
+    assert page.is_hidden("#race-view")
+    assert page.input_value("#seed input") == "2"
+    jobs = server.desk.service.jobs(search="racing")
+    assert sorted(str(job.state) for job in jobs) == ["done", "stopped", "stopped"]
 
 
 def test_the_gallery_finds_repeats_and_deletes(

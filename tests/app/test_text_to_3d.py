@@ -15,9 +15,12 @@ from sds3d.jobs.job import Job
 from sds3d.jobs.states import State
 from sds3d.ui.command import command_line
 from sds3d.ui.desk import Desk, Wish
+from sds3d.ui.form import FIELDS, preset_values, wish_of_form
 from sds3d.ui.gallery import cards
+from sds3d.ui.look import Look, look
+from sds3d.ui.options import all_choices
 from sds3d.ui.plots import line_plot
-from sds3d.ui.text_to_3d import Look, TextTo3D, look, preset_values, wish_of_form
+from sds3d.ui.text_to_3d import TextTo3D
 from sds3d.ui.watching import Reading
 
 HTML = 'a mushroom <img src=x onerror=alert(1)> & "co"'
@@ -29,9 +32,10 @@ def tab(desk: Desk) -> TextTo3D:
 
 
 def _form(prompt: str, **changed: Any) -> list[Any]:
-    names = ("steps", "guidance", "resolution", "faces", "texture")
-    values = dict(zip(names, preset_values("fast"), strict=True)) | changed
-    return [prompt, "", 1, "fast", "toybox", *values.values()]
+    names = [choice.name for choice in all_choices()]
+    values = dict(zip(names, preset_values("fast"), strict=True))
+    assert changed.keys() <= values.keys()
+    return [prompt, "", 1, "fast", "toybox", *(values | changed).values()]
 
 
 def test_the_server_imports_nothing_that_computes() -> None:
@@ -115,8 +119,14 @@ def test_the_teachers_own_pictures_come_with_its_remarks(tab: TextTo3D) -> None:
     [
         (_form(""), "prompt is empty"),
         (_form("a mushroom", steps=10**6), "--steps"),
-        (_form("a mushroom", faces=3), "--max-faces"),
-        (_form("a mushroom", texture=float("nan")), "texture"),
+        (_form("a mushroom", max_faces=3), "--max-faces"),
+        (_form("a mushroom", texture_size=float("nan")), "--texture-size"),
+        (_form("a mushroom", steps=2.5), "--steps is 2.5"),
+        (_form("a mushroom", timestep_max="0.9 x"), "--timestep-max is"),
+        (_form("a mushroom", timestep_max="0.9"), "give 2 values"),
+        (_form("a mushroom", perp_neg=True), "--view-prompts interpolated"),
+        (_form("a mushroom", method="reconstruction"), "--guidance-rescale"),
+        (_form("a mushroom", method="magic"), "magic"),
         (_form("a\x00mushroom"), "control character"),
     ],
 )
@@ -147,10 +157,13 @@ def test_stop_cancel_and_continue(
 def test_an_address_brings_back_the_job_and_its_form(
     tab: TextTo3D, submit: Callable[..., Job]
 ) -> None:
-    job = submit("a blue mushroom", seed=7)
-    job_id, said, *form = tab.attach(job.id, {})[:7]
+    job = submit("a blue mushroom", seed=7, options={"method": "csd", "timestep_min": (0.5, 0.1)})
+    job_id, said, *form = tab.attach(job.id, {})[: 2 + FIELDS]
     assert (job_id, said) == (job.id, "")
-    assert form == ["a blue mushroom", "", 7, "fast", "toybox"]
+    assert form[:5] == ["a blue mushroom", "", 7, "fast", "toybox"]
+    # Generate would make the same again.
+    assert to_dict(wish_of_form(*form).config())["optimize"] == job.config["optimize"]
+    assert form != _form("a blue mushroom")
     gone, said, *_ = tab.attach("nothing", {})
     assert gone == ""
     assert "there is no job" in said
@@ -163,6 +176,20 @@ def test_an_address_brings_back_the_job_and_its_form(
         Wish(prompt="a red mushroom"),
         Wish(prompt="--seed", preset="fast", seed=9, steps=12, guidance_scale=2.5),
         Wish(prompt=HTML, negative_prompt="it's red", resolution=48, max_faces=500, texture_size=0),
+        Wish(
+            prompt="a mushroom",
+            options={
+                "method": "ism",
+                "view_prompts": "interpolated",
+                "perp_neg": True,
+                "camera_guidance": False,
+                "guidance_rescale": 0.25,
+                "timestep_policy": "sqrt",
+                "timestep_max": [0.9, 0.5],
+                "elevation_range_deg": [-5.0, 30.0],
+                "mesh_resolution": 64,
+            },
+        ),
     ],
 )
 def test_the_command_line_makes_the_same(wish: Wish, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,10 @@ def _make_bench() -> Bench:
             if isinstance(event, Step):
                 share = event.step / event.steps
                 event = dataclasses.replace(
-                    event, opacity=0.1 + 0.3 * share, agreement=0.5 - 0.3 * share
+                    event,
+                    opacity=0.1 + 0.3 * share,
+                    # Of three seeds in a row the one in the middle is the best.
+                    agreement=0.5 - 0.3 * share - 0.05 * (config.seed % 3 == 2),
                 )
                 if time.monotonic() - shown > 0.3:
                     shown = time.monotonic()

@@ -1,0 +1,146 @@
+"""The form of a run: what shall be made, and every option of the command line beside it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import gradio as gr
+
+from sds3d.config import GenerateConfig, PresetName
+from sds3d.errors import ConfigError
+from sds3d.presets import PRESETS, generate_config
+from sds3d.ui.desk import Wish
+from sds3d.ui.options import Choice, all_choices, choices, read_values, values_of
+
+FIRST_PRESET = "fast"
+OPEN_GROUP = "Method"
+"""The group that is seen as soon as the advanced options are."""
+
+
+HEAD = ("prompt", "negative_prompt", "seed", "preset", "teacher")
+FIELDS = len(HEAD) + len(all_choices())
+"""How many inputs the form has."""
+
+
+class Form:
+    """The components of a wish; `inputs` are their values in the order of `wish_of_form`."""
+
+    def __init__(self, teachers: list[str], *, any_teacher: bool) -> None:
+        self.teachers = teachers
+        self.any_teacher = any_teacher
+
+    def build_head(self) -> None:
+        """What every run needs: the prompt."""
+        self.prompt = gr.Textbox(
+            label="What shall it be?",
+            placeholder="a red mushroom",
+            lines=2,
+            max_lines=4,
+            autofocus=True,
+            elem_id="prompt",
+        )
+
+    def build_rest(self) -> None:
+        """Everything that has a default."""
+        self.negative = gr.Textbox(label="What shall it not be?", placeholder="(optional)")
+        self.preset = gr.Radio(list(PRESETS), value=FIRST_PRESET, label="Preset")
+        with gr.Row(elem_classes="bottom"):
+            self.seed = gr.Number(
+                0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="seed"
+            )
+            self.randomize = gr.Button("Randomize", min_width=120)
+        self.teacher = gr.Dropdown(
+            self.teachers,
+            value=self.teachers[0],
+            label="Teacher",
+            info="The diffusion model that judges the object"
+            + (", or the folder of one" if self.any_teacher else ""),
+            allow_custom_value=self.any_teacher,
+        )
+        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+            self._build_options()
+
+    def _build_options(self) -> None:
+        values = dict(zip(all_choices(), preset_values(FIRST_PRESET), strict=True))
+        self.options: dict[str, Any] = {}
+        for title, group in choices().items():
+            if title == OPEN_GROUP:
+                self._build_group(group, values)
+            else:
+                with gr.Accordion(title, open=False):
+                    self._build_group(group, values)
+
+    def _build_group(self, group: tuple[Choice, ...], values: dict[Choice, Any]) -> None:
+        with gr.Row(elem_classes="options"):
+            for choice in group:
+                self.options[choice.name] = _component(choice, values[choice])
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The inputs of a wish, in the order of `wish_of_form`."""
+        head = (self.prompt, self.negative, self.seed, self.preset, self.teacher)
+        return [*head, *self.options.values()]
+
+    def bind(self, quiet: dict[str, Any]) -> None:
+        """What happens within the form; `quiet` are gradio's options of a handler."""
+        options = list(self.options.values())
+        self.preset.input(preset_values, self.preset, options, **quiet)
+        self.randomize.click(
+            None,
+            None,
+            self.seed,
+            js="() => Math.floor(Math.random() * 2 ** 31)",
+            api_visibility="private",
+        )
+
+
+def _component(choice: Choice, value: Any) -> Any:
+    common: dict[str, Any] = {
+        "label": choice.label,
+        "info": choice.help,
+        "elem_id": f"option-{choice.name.replace('_', '-')}",
+        "min_width": 150,
+    }
+    if choice.kind is bool:
+        return gr.Checkbox(value, **common)
+    if choice.choices:
+        return gr.Dropdown(list(choice.choices), value=value, **common)
+    if choice.kind in (str, tuple):
+        return gr.Textbox(value, **common)
+    if choice.kind is int:
+        return gr.Number(value, precision=0, **common)
+    return gr.Number(value, step=0.01, **common)
+
+
+def preset_values(preset: str) -> list[Any]:
+    """What the form shows for a preset, in the order of `all_choices`."""
+    known = cast(PresetName, preset if preset in PRESETS else "balanced")
+    return values_of(generate_config(known, prompt="(prompt)"))
+
+
+def form_of(config: GenerateConfig) -> list[Any]:
+    """What the form shows for the options of a run, in the order of `Form.inputs`."""
+    return [*(getattr(config, name) for name in HEAD), *values_of(config)]
+
+
+def wish_of_form(
+    prompt: str, negative: str, seed: float | None, preset: str, teacher: str, *options: Any
+) -> Wish:
+    """What the form asks for. Raises ConfigError for numbers that are none."""
+    return Wish(
+        prompt=prompt or "",
+        negative_prompt=negative or "",
+        seed=whole("seed", seed) or 0,
+        preset=preset,
+        teacher=teacher or "",
+        options=read_values(options),
+    )
+
+
+def whole(name: str, value: float | None) -> int | None:
+    """A whole number of the form; None for an empty field. Raises ConfigError."""
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or value != value or abs(value) > 2**63:
+        raise ConfigError(f"{name} is {value!r}: give a whole number")
+    return int(value)
