@@ -51,6 +51,7 @@ METHODS: tuple[type[Distillation], ...] = (
 T_MIN = 0.04
 VIEWS_OF_PROMPT = 4
 STEPS = 8
+TEACHER_STEPS = 24
 START = 0.98
 """The time at which a picture begins: a trace of the background is left to see."""
 
@@ -286,9 +287,7 @@ def guidance_error(
 
 
 @torch.no_grad()
-def student_and_teacher(
-    method: Distillation, nfe: int, n: int, seed: int, teacher_steps: int = 24
-) -> tuple[Tensor, Tensor]:
+def student_and_teacher(method: Distillation, nfe: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
     """n pictures [n, 3, 64, 64] of the student in `nfe` steps, and of the method's teacher in many,
     from the same noise under the same prompts, cameras and guidance (a run's default)."""
     generator = torch.Generator().manual_seed(seed)
@@ -299,5 +298,5 @@ def student_and_teacher(
     noise = method.noise(n, generator)
     made = method.sample(noise, nfe, cond, generator)[-1]
     first = method.guidance if isinstance(method, GuidedProgressive) else method
-    grid = method.ground.grid(teacher_steps)
+    grid = method.ground.grid(TEACHER_STEPS)
     return made, sample_by_solver(first.ground.teacher, DDIM(), noise, grid, cond)[-1]

@@ -31,6 +31,8 @@ TEACHER_FEW_PICTURE = "teacher-few.png"
 HISTORY = "history.json"
 TEACHER_STEPS = 64
 SAMPLES = {"mixture": 400, "mixture-1d": 400, "digits": 60, "clouds": 6}
+SEED = 4
+"""Of the noise: one for all students of a ground, so that they can be compared."""
 WINDOWS = 100
 """Points of a loss's curve; each is the mean over a window."""
 
@@ -52,22 +54,21 @@ class Watch:
         ground: NamedGround,
         *,
         nfe: int,
-        seed: int,
         folder: Path,
         taken: Taken,
         ration: Ration,
     ) -> None:
-        self._method, self._nfe, self._seed, self._folder = method, nfe, seed, folder
+        self._method, self._nfe, self._folder = method, nfe, folder
         self._taken, self._ration = taken, ration
         self._has_distance = ground.name != "clouds"
         n = SAMPLES[ground.name]
-        classes = conditioning(ground, n, self._generator(0))
-        self._cond = conditioning(ground, n, self._generator(0), method)
+        classes = conditioning(ground, n, _generator(0))
+        self._cond = conditioning(ground, n, _generator(0), method)
         if classes is not None and self._cond is not None:
             self._cond = Conditioning(
                 labels=classes.labels, guidance_scale=self._cond.guidance_scale
             )
-        self._start = method.noise(n, self._generator(1))
+        self._start = method.noise(n, _generator(1))
         self._order = torch.arange(n)
         if ground.name == "digits" and classes is not None and classes.labels is not None:
             # By class; those that may be any come last.
@@ -76,7 +77,7 @@ class Watch:
         self._frames = Frames(ground, has_paths=not is_generator)
         self._distances = self._earlier()
         self._began = ration.now()
-        x = ground.ground.noise(n, self._generator(1))
+        x = ground.ground.noise(n, _generator(1))
         teachers = Frames(ground, has_paths=True)
 
         def by_teacher(name: str, steps: int) -> Tensor:
@@ -99,7 +100,7 @@ class Watch:
     def take(self, stage: Stage | None, history: History) -> None:
         """Take a picture now; of the finished student without a stage."""
         began = self._ration.now()
-        generator = self._generator(2)
+        generator = _generator(2)
         with torch.no_grad():
             if stage is None:
                 states = self._method.sample(self._start, self._nfe, self._cond, generator)
@@ -109,7 +110,7 @@ class Watch:
                 )
         distance = None
         if self._has_distance:
-            apart = float(sliced_wasserstein(states[-1], self._teacher, self._generator(3)))
+            apart = float(sliced_wasserstein(states[-1], self._teacher, _generator(3)))
             distance = apart if math.isfinite(apart) else None
         if distance is not None:
             self._distances[history.step] = distance
@@ -118,9 +119,6 @@ class Watch:
         self._write(HISTORY, text.encode())
         self._ration.count(self._ration.now() - began)
         self._taken("" if stage is None else stage.name, history, distance)
-
-    def _generator(self, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self._seed + number)
 
     def _write(self, name: str, data: bytes) -> None:
         try:
@@ -135,6 +133,10 @@ class Watch:
             return {int(step): float(value) for step, value in found.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
+
+
+def _generator(number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(SEED + number)
 
 
 def _course(history: History, distances: dict[int, float]) -> dict[str, object]:

@@ -1,32 +1,32 @@
-"""The tab in which students are distilled and compared."""
+"""The tab in which students are distilled, watched and compared."""
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import gradio as gr
 
+from sds3d.distill.refusals import ground_refusal, nfe_refusal
 from sds3d.distill.run import DistillConfig
-from sds3d.errors import ConfigError, Sds3dError
-from sds3d.progress import eta_text
+from sds3d.errors import BadInput, ConfigError, Sds3dError
 from sds3d.ui import pieces
-from sds3d.ui.plots import line_plot
-from sds3d.ui.taxonomy import ANY, GROUNDS, Catalogue, card_html, titles
-from sds3d.ui.trainings import Training, Trainings
+from sds3d.ui.shipped_students import ShippedStudents
+from sds3d.ui.students import StudentsView
+from sds3d.ui.taxonomy import GROUNDS, TOYBOX, Card, Catalogue, cards_html, titles, tree_html
+from sds3d.ui.trainings import PICTURE_SECONDS, Training, Trainings
 
 REFRESH_SECONDS = 1.0
-FIRST, SECOND = "meanflow", "consistency"
-NONE = "(none)"
-STEPS = 2000
-FIGURES = {
-    "sliced_wasserstein": "Distance to the data (sliced Wasserstein)",
-    "to_teacher": "Distance to the teacher's samples",
-    "mmd": "Distance to the data (MMD)",
-    "mode_weight_error": "Largest error of a mode's weight",
-    "frechet": "Fréchet distance of the classifier's features",
-    "training_seconds": "Training, seconds",
-}
+MOST = 4
+"""Students that are compared at once."""
+FIRST = ("meanflow", "cd")
+STEPS, BATCH, RATE = 2000, 256, 2e-3
+
+ON_CLICK = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-method]');
+  if (button) trigger('click', { method: button.dataset.method });
+});
+"""
 
 
 class Distillation:
@@ -35,146 +35,146 @@ class Distillation:
     def __init__(self, catalogue: Catalogue, trainings: Trainings) -> None:
         self.catalogue = catalogue
         self.trainings = trainings
+        self.view = StudentsView(catalogue, trainings)
+        self.shipped = ShippedStudents(catalogue, trainings.processes)
 
-    # --- what happens -------------------------------------------------------------------------
+    # --- choosing -----------------------------------------------------------------------------
 
-    def open(self, family: str, student: str, ground: str, first: str, second: str) -> list[Any]:
-        """The choices, once the catalogue is there; what is chosen stays where it can."""
-        families = gr.update(choices=[ANY, *self.catalogue.families()])
-        students = gr.update(choices=[ANY, *self.catalogue.students()])
-        return [families, students, *self.choose(family, student, ground, first, second)]
+    def open(self, ground: str, names: list[str], keys: list[str]) -> list[Any]:
+        """The choices, once the catalogue is there, and whatever is in training if nothing is
+        shown.
+        """
+        if not keys:
+            live = self.trainings.live()
+            keys = [t.key for t in live if _alike(t, live[0])][:MOST]
+        choices = gr.update(choices=titles(self.catalogue.cards()))
+        shown = self.refresh(keys)[:3]
+        return [choices, *self.change(ground, names), self.shipped.describe(), keys, *shown]
 
-    def choose(self, family: str, student: str, ground: str, first: str, second: str) -> list[Any]:
-        """The methods that family, kind of student and ground leave, and their cards."""
-        chosen = self.catalogue.chosen(family, student, GROUNDS.get(ground, "mixture"))
-        names = [card["name"] for card in chosen]
-        if first not in names:
-            first = FIRST if FIRST in names else (names[0] if names else "")
-        if second not in names:
-            second = NONE
+    def change(self, ground: str, names: list[str]) -> list[Any]:
+        """Another ground: what can be chosen there, and what was made there before."""
+        made = self._made(GROUNDS.get(ground, "mixture"))
+        return [*self.choose(ground, names), gr.update(choices=made, value=[])]
+
+    def choose(self, ground: str, names: list[str]) -> list[Any]:
+        """What the ground and the chosen methods make of the page."""
+        name = GROUNDS.get(ground, "mixture")
+        if name == TOYBOX:
+            return [gr.update(visible=False), gr.update(visible=True), *[gr.skip()] * 4]
+        cards = [card for card in map(self.catalogue.find, names) if card is not None]
         return [
-            gr.update(choices=titles(chosen), value=first or None),
-            gr.update(choices=[(NONE, NONE), *titles(chosen)], value=second),
-            *self.cards(first, second),
+            gr.update(visible=True),
+            gr.update(visible=False),
+            tree_html(self.catalogue.cards(), names, name),
+            cards_html(cards),
+            _nfe_choices(cards),
+            "".join(pieces.notice(text, "warning") for text in _refusals(cards, name)),
         ]
 
-    def cards(self, first: str | None, second: str | None) -> list[Any]:
-        """The cards of the two methods, and the numbers of evaluations that both are meant for."""
-        found = [self.catalogue.find(name or "") for name in (first, second)]
-        numbers = [set(card["nfe"]) for card in found if card is not None]
-        shared = sorted(set.intersection(*numbers)) if numbers else [1]
-        if shared:
-            nfe = gr.update(choices=shared, value=shared[0])
+    def pick(self, ground: str, names: list[str], event: gr.EventData) -> list[Any]:
+        """A button of the taxonomy: its method comes from the page and may be anything."""
+        name = str(event._data.get("method", ""))
+        said = ""
+        if name in names:
+            names = [other for other in names if other != name]
+        elif self.catalogue.find(name) is None:
+            said = f"there is no method {name[:40]!r}"
+        elif len(names) == MOST:
+            said = f"{MOST} methods are compared at most: take one away first"
         else:
-            nfe = gr.update(choices=sorted(set.union(*numbers)))
-        return [card_html(found[0]), card_html(found[1]), nfe]
+            names = [*names, name]
+        *page, notice = self.choose(ground, names)
+        return [names, *page, pieces.notice(said) if said else notice]
+
+    def _made(self, ground: str) -> list[tuple[str, str]]:
+        return [(self.view.label(t), t.key) for t in self.trainings.made(ground)]
+
+    # --- training and showing -----------------------------------------------------------------
 
     def train(
         self,
         ground: str,
-        first: str | None,
-        second: str | None,
+        names: list[str],
         nfe: float | None,
         steps: float | None,
         seed: float | None,
+        batch: float | None,
+        learning_rate: float | None,
     ) -> list[Any]:
-        """Begin to train what is chosen; what is there already is shown at once."""
+        """Train what is chosen, in turn; what is there already is shown at once."""
         keys: list[str] = []
-        said = ""
-        names = dict.fromkeys(name for name in (first, second) if name and name != NONE)
-        try:
-            keys.extend(self._submit(name, ground, nfe, steps, seed).key for name in names)
-        except Sds3dError as error:
-            said = pieces.notice(str(error))
-        return [said, keys, *self.refresh(keys)]
+        said: list[str] = []
+        if not names:
+            said.append("choose one to four methods first")
+        for name in names[:MOST]:
+            try:
+                config = self._config(ground, name, nfe, steps, seed, batch, learning_rate)
+                keys.append(self.trainings.submit(config).key)
+            except Sds3dError as error:
+                said.append(str(error))
+        notices = "".join(pieces.notice(text) for text in dict.fromkeys(said))
+        return [notices, keys, *self.refresh(keys)]
 
-    def _submit(
-        self, name: str, ground: str, nfe: float | None, steps: float | None, seed: float | None
-    ) -> Training:
-        if self.catalogue.find(name) is None:
+    def _config(
+        self,
+        ground: str,
+        name: str,
+        nfe: float | None,
+        steps: float | None,
+        seed: float | None,
+        batch: float | None,
+        learning_rate: float | None,
+    ) -> DistillConfig:
+        card = self.catalogue.find(name)
+        if card is None:
             raise ConfigError(f"there is no method {name[:40]!r}")
-        if ground not in GROUNDS:
-            raise ConfigError(f"the ground is {ground[:40]!r}: give one of {', '.join(GROUNDS)}")
+        teacher = GROUNDS.get(ground)
+        if teacher is None or teacher == TOYBOX:
+            raise ConfigError(f"the ground is {ground[:40]!r}: give one on which students train")
         config = DistillConfig(
             method=name,
-            teacher=GROUNDS[ground],
+            teacher=teacher,
             steps=_whole("steps", steps, STEPS),
             nfe=_whole("evaluations", nfe, 1),
             seed=_whole("seed", seed, 0),
+            batch=_whole("batch", batch, BATCH),
+            learning_rate=RATE if learning_rate is None else learning_rate,
+            picture_every=PICTURE_SECONDS,
             out=self.trainings.out,
         )
-        return self.trainings.submit(config)
+        refused = ground_refusal(card, teacher) or nfe_refusal(card, config.nfe)
+        if refused is not None:
+            raise BadInput(refused)
+        return config
+
+    def compare(self, keys: list[str]) -> list[Any]:
+        """Students made before, side by side. Of other grounds or numbers they are refused."""
+        found = [t for t in map(self.trainings.get, keys[:MOST]) if t is not None]
+        alike = [t for t in found if _alike(t, found[0])]
+        said = ""
+        if len(alike) < len(found):
+            given = sorted({t.config.nfe for t in found})
+            said = (
+                "students are compared at the same number of evaluations, and these have "
+                f"{' and '.join(map(str, given))}: only the first one's like are shown"
+            )
+        kept = [t.key for t in alike]
+        return [pieces.notice(said, "warning"), kept, *self.refresh(kept)]
 
     def stop(self, keys: list[str]) -> list[Any]:
         """Stop the trainings that are shown; they go on from there when asked for again."""
-        for key in keys:
-            training = self.trainings.get(key)
-            if training is not None:
-                training.stop.set()
+        for training in filter(None, map(self.trainings.get, keys)):
+            training.stop.set()
         return self.refresh(keys)
 
     def refresh(self, keys: list[str]) -> list[Any]:
         """The students side by side, and whether anything still moves."""
         shown = [t for t in map(self.trainings.get, keys) if t is not None]
-        live = any(training.state in ("waiting", "training") for training in shown)
-        columns = "".join(self._student(training) for training in shown)
-        table = self._comparison(shown)
-        return [
-            f'<div class="students">{columns}</div>{table}',
-            gr.update(active=live),
-            gr.update(visible=live),
-        ]
-
-    # --- pieces -------------------------------------------------------------------------------
-
-    def _title(self, training: Training) -> str:
-        card = self.catalogue.find(training.config.method)
-        return training.config.method if card is None else str(card["title"])
-
-    def _student(self, training: Training) -> str:
-        config = training.config
-        title = html.escape(f"{self._title(training)}, {_evaluations(config.nfe)}")
-        parts = [f"<h3>{title}</h3>"]
-        if training.state in ("waiting", "training"):
-            share = training.step / config.steps
-            left = (
-                "" if training.eta_seconds is None else f" · {eta_text(training.eta_seconds)} left"
-            )
-            fact = f"step {training.step} of {config.steps}{left}"
-            if training.state == "waiting":
-                fact = "waiting for the one before it"
-            parts.append(f'<progress value="{share:.3f}" max="1">{share:.0%}</progress>')
-            parts.append(f"<p class=facts>{html.escape(fact)}</p>")
-        if training.state == "failed":
-            parts.append(pieces.notice(training.reason))
-        if training.state != "done":
-            parts.append(line_plot("Loss", training.losses, steps=config.steps))
-        else:
-            for name, text in (("samples.png", "samples"), ("history.png", "losses by step")):
-                source = pieces.url("students", training.key, name)
-                parts.append(f'<img src="{source}" alt="{text} of {title}">')
-            source = pieces.url("students", training.key, "student.safetensors")
-            parts.append(
-                f'<nav class="downloads"><a href="{source}?download" download>Weights</a></nav>'
-            )
-        return f'<section class="status {training.state}">{"".join(parts)}</section>'
-
-    def _comparison(self, shown: list[Training]) -> str:
-        cards = {training.key: self.trainings.card(training) for training in shown}
-        measured = {key: card["measured"] for key, card in cards.items() if card is not None}
-        done = [t for t in shown if t.state == "done" and t.key in measured]
-        if not done:
-            return ""
-        head = "".join(f"<th scope=col>{html.escape(self._title(t))}</th>" for t in done)
-        rows = "".join(
-            _row(title, [measured[t.key].get(name) for t in done])
-            for name, title in FIGURES.items()
-            if any(isinstance(measured[t.key].get(name), (int, float)) for t in done)
-        )
-        return (
-            f'<table class="statistics"><thead><tr><th scope=col>Less is better</th>{head}</tr>'
-            f"</thead><tbody>{rows}</tbody></table>"
-        )
+        live = any(training.is_live for training in shown)
+        made = gr.skip()
+        if shown and not live:
+            made = gr.update(choices=self._made(shown[0].config.teacher))
+        return [self.view.draw(shown), gr.update(active=live), gr.update(visible=live), made]
 
     # --- how it looks -------------------------------------------------------------------------
 
@@ -182,35 +182,52 @@ class Distillation:
         """Make the tab's components and bind them."""
         gr.Markdown(
             "A student learns to sample in a few evaluations what its teacher samples in many. "
-            "Choose by what is learnt and by what the student is; train one or two; compare them "
-            "at the same number of evaluations."
+            "Choose a ground, then up to four methods by family and by kind of student; watch "
+            "them learn; compare them at the same number of evaluations."
         )
-        with gr.Row():
-            self.family = gr.Dropdown([ANY], value=ANY, label="Family")
-            self.student = gr.Dropdown([ANY], value=ANY, label="Student")
-            self.ground = gr.Dropdown(list(GROUNDS), value=next(iter(GROUNDS)), label="Ground")
-        with gr.Row():
-            self.first = gr.Dropdown([], label="Method", elem_id="method")
-            self.second = gr.Dropdown([NONE], value=NONE, label="Compare with")
-        with gr.Row():
-            self.first_card, self.second_card = (
-                gr.HTML(apply_default_css=False, min_width=300),
-                gr.HTML(apply_default_css=False, min_width=300),
+        self.ground = gr.Radio(
+            list(GROUNDS), value=next(iter(GROUNDS)), label="Ground", elem_id="ground"
+        )
+        with gr.Column(visible=False) as self.shipped_panel:
+            self.shipped.build()
+        with gr.Column() as self.live_panel:
+            self._build_choice()
+            self.notice = gr.HTML(apply_default_css=False, elem_id="distill-notice")
+            with gr.Row(elem_classes="actions"):
+                self.go = gr.Button("Train", variant="primary", elem_id="train")
+                self.end = gr.Button("Stop", visible=False, elem_id="stop-training")
+            self.made = gr.Dropdown(
+                [],
+                multiselect=True,
+                max_choices=MOST,
+                label="Or compare students made before",
+                elem_id="made",
             )
+            self.shown = gr.HTML(apply_default_css=False, elem_id="students")
+        self.keys = gr.State([])
+        self.timer = gr.Timer(REFRESH_SECONDS, active=False)
+        self._bind(tab)
+
+    def _build_choice(self) -> None:
+        self.tree = gr.HTML(apply_default_css=False, js_on_load=ON_CLICK, elem_id="taxonomy")
+        self.methods = gr.Dropdown(
+            [(name, name) for name in FIRST],
+            value=list(FIRST),
+            multiselect=True,
+            max_choices=MOST,
+            label="Methods",
+            elem_id="methods",
+        )
+        self.cards = gr.HTML(apply_default_css=False)
         with gr.Row():
             self.nfe = gr.Dropdown(
                 [1], value=1, label="Evaluations per sample (NFE)", allow_custom_value=True
             )
             self.steps = gr.Number(STEPS, label="Training steps", precision=0, minimum=1)
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-        with gr.Row(elem_classes="actions"):
-            self.go = gr.Button("Train", variant="primary", elem_id="train")
-            self.end = gr.Button("Stop", visible=False)
-        self.notice = gr.HTML(apply_default_css=False)
-        self.shown = gr.HTML(apply_default_css=False, elem_id="students")
-        self.keys = gr.State([])
-        self.timer = gr.Timer(REFRESH_SECONDS, active=False)
-        self._bind(tab)
+            self.seed = gr.Number(0, label="Training seed", precision=0, minimum=0)
+        with gr.Accordion("Advanced", open=False), gr.Row():
+            self.batch = gr.Number(BATCH, label="Samples in a step", precision=0, minimum=2)
+            self.rate = gr.Number(RATE, label="Learning rate", minimum=1e-6, step=1e-4)
 
     def _bind(self, tab: gr.Tab) -> None:
         quiet: dict[str, Any] = {
@@ -218,39 +235,54 @@ class Distillation:
             "show_progress": "hidden",
             "queue": False,
         }
-        choice = [self.family, self.student, self.ground, self.first, self.second]
-        cards = [self.first_card, self.second_card, self.nfe]
-        methods = [self.first, self.second, *cards]
-        tab.select(self.open, choice, [self.family, self.student, *methods], **quiet)
-        for narrowing in choice[:3]:
-            narrowing.input(self.choose, choice, methods, **quiet)
-        for method in (self.first, self.second):
-            method.input(self.cards, [self.first, self.second], cards, **quiet)
+        page = [
+            self.live_panel, self.shipped_panel, self.tree, self.cards, self.nfe, self.notice,
+        ]  # fmt: skip
+        chosen = [self.ground, self.methods]
         outputs = [self.shown, self.timer, self.end]
+        tab.select(
+            self.open,
+            [*chosen, self.keys],
+            [self.methods, *page, self.made, self.shipped.about, self.keys, *outputs],
+            **quiet,
+        )
+        self.ground.input(self.change, chosen, [*page, self.made], **quiet)
+        self.methods.input(self.choose, chosen, page, **quiet)
+        self.tree.click(self.pick, chosen, [self.methods, *page], **quiet)
+        outputs = [*outputs, self.made]
         self.go.click(
             self.train,
-            [self.ground, self.first, self.second, self.nfe, self.steps, self.seed],
+            [*chosen, self.nfe, self.steps, self.seed, self.batch, self.rate],
             [self.notice, self.keys, *outputs],
             **quiet,
         )
+        self.made.input(self.compare, self.made, [self.notice, self.keys, *outputs[:3]], **quiet)
         self.end.click(self.stop, self.keys, outputs, **quiet)
         self.timer.tick(self.refresh, self.keys, outputs, **quiet)
 
 
-def _row(title: str, values: list[Any]) -> str:
-    numbers = [value for value in values if isinstance(value, (int, float))]
-    best = min(numbers) if len(numbers) > 1 else None
-    cells = "".join(
-        f"<td{' class=best' if value == best else ''}>{value:.4g}</td>"
-        if isinstance(value, (int, float))
-        else "<td></td>"
-        for value in values
-    )
-    return f"<tr><th scope=row>{html.escape(title)}</th>{cells}</tr>"
+def _alike(training: Training, other: Training) -> bool:
+    ours, theirs = training.config, other.config
+    return (ours.teacher, ours.nfe) == (theirs.teacher, theirs.nfe)
 
 
-def _evaluations(nfe: int) -> str:
-    return "1 evaluation" if nfe == 1 else f"{nfe} evaluations"
+def _nfe_choices(cards: list[Card]) -> Any:
+    """The numbers of evaluations that all are meant for; where there are none, all that any is."""
+    numbers = [set(card["nfe"]) for card in cards]
+    if not numbers:
+        return gr.skip()
+    shared = sorted(set.intersection(*numbers))
+    return gr.update(choices=shared or sorted(set.union(*numbers)), value=(shared or [1])[0])
+
+
+def _refusals(cards: list[Card], ground: str) -> list[str]:
+    """What of the choice cannot be, before anything is trained."""
+    found = [text for card in cards if (text := ground_refusal(card, ground)) is not None]
+    numbers = [set(card["nfe"]) for card in cards]
+    if numbers and not set.intersection(*numbers):
+        each = "; ".join(f"{card['name']} {', '.join(map(str, card['nfe']))}" for card in cards)
+        found.append(f"these methods share no number of evaluations: {each}")
+    return found
 
 
 def _whole(name: str, value: object, default: int) -> int:

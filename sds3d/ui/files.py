@@ -22,7 +22,15 @@ from sds3d.jobs.service import JobService
 OBJ_ZIP = "mesh-obj.zip"
 GROWING = "growing.png"
 RESULT = "result.json"
-STUDENT_FILES = ("samples.png", "history.png", "student.json", "student.safetensors")
+STUDENT_FILES = (
+    "student.png",
+    "teacher.png",
+    "teacher-few.png",
+    "samples.png",
+    "history.png",
+    "student.json",
+    "student.safetensors",
+)
 
 _TYPES = {
     ".glb": "model/gltf-binary",

@@ -83,7 +83,9 @@ def make_asgi(config: AppConfig, desk: Desk, trainings: Trainings) -> ASGIApp:
     import gradio as gr
     from fastapi import FastAPI
 
+    from sds3d.ui import examples
     from sds3d.ui.build import build_app
+    from sds3d.ui.distillation_look import CSS as DISTILLATION_CSS
     from sds3d.ui.files import routes
     from sds3d.ui.security import Guard
     from sds3d.ui.theme import CSS, THEME
@@ -91,6 +93,7 @@ def make_asgi(config: AppConfig, desk: Desk, trainings: Trainings) -> ASGIApp:
     demo = build_app(desk, trainings, any_teacher=desk.service.limits.teachers is None)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.extend(routes(desk.service, trainings.out))
+    app.router.routes.extend(examples.routes(desk.examples))
     mounted = gr.mount_gradio_app(
         app,
         demo,
@@ -105,7 +108,7 @@ def make_asgi(config: AppConfig, desk: Desk, trainings: Trainings) -> ASGIApp:
         show_error=False,
         max_file_size=1,
         theme=THEME,
-        css=CSS,
+        css=CSS + DISTILLATION_CSS,
     )
     # Only then does gradio check which files a request may speak of.
     demo.has_launched = True

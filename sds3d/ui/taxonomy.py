@@ -8,16 +8,26 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-ANY = "any"
+from sds3d.distill.refusals import ground_refusal
+
+TOYBOX = "toybox"
 GROUNDS = {
-    "six modes on a circle (2D)": "mixture",
-    "two modes on a line (1D)": "mixture-1d",
-    "8x8 handwritten digits": "digits",
+    "Six modes on a circle (2D)": "mixture",
+    "Two modes on a line (1D)": "mixture-1d",
+    "Handwritten digits, 8x8": "digits",
+    "Clouds of points (3D)": "clouds",
+    "Toybox (shipped)": TOYBOX,
 }
-_NEED_WORDS = {"class labels", "a classifier"}
+"""What the page calls the grounds; on all but the last students train while one looks."""
+
+STUDENTS = {
+    "denoiser": "sampled by a solver, in fewer steps",
+    "flow map": "jumps along the trajectory",
+    "generator": "from noise to a sample at once",
+}
 
 Card = dict[str, Any]
 
@@ -47,23 +57,10 @@ class Catalogue:
         """The card of that name."""
         return next((card for card in self.cards() if card["name"] == name), None)
 
-    def families(self) -> list[str]:
-        """In the catalogue's order."""
-        return list(dict.fromkeys(card["family"] for card in self.cards()))
-
-    def students(self) -> list[str]:
-        """The kinds of students."""
-        return list(dict.fromkeys(card["student"] for card in self.cards()))
-
-    def chosen(self, family: str, student: str, ground: str) -> list[Card]:
-        """The methods of a family and a kind of student that the ground serves."""
-        return [
-            card
-            for card in self.cards()
-            if family in (ANY, card["family"])
-            and student in (ANY, card["student"])
-            and not (ground == "mixture-1d" and _NEED_WORDS & set(card["needs"]))
-        ]
+    def title(self, name: str) -> str:
+        """The method's title; its name where there is no such card."""
+        card = self.find(name)
+        return name if card is None else str(card["title"])
 
 
 def titles(cards: Sequence[Card]) -> list[tuple[str, str]]:
@@ -71,10 +68,43 @@ def titles(cards: Sequence[Card]) -> list[tuple[str, str]]:
     return [(card["title"], card["name"]) for card in cards]
 
 
-def card_html(card: Card | None) -> str:
+def tree_html(cards: Sequence[Card], chosen: Collection[str], ground: str) -> str:
+    """The surveys' taxonomy: families, kinds of students, methods as buttons that choose them.
+
+    A method that the ground does not serve says why.
+    """
+    families = "".join(
+        f"<section><h4>{html.escape(family[:1].upper() + family[1:])}</h4>"
+        + "".join(
+            f"<h5>{html.escape(kind)} <small>{html.escape(STUDENTS.get(kind, ''))}</small></h5>"
+            + "".join(
+                _button(card, card["name"] in chosen, ground)
+                for card in cards
+                if (card["family"], card["student"]) == (family, kind)
+            )
+            for kind in dict.fromkeys(c["student"] for c in cards if c["family"] == family)
+        )
+        + "</section>"
+        for family in dict.fromkeys(card["family"] for card in cards)
+    )
+    return f'<div class="taxonomy" role="group" aria-label="methods by family">{families}</div>'
+
+
+def _button(card: Card, is_chosen: bool, ground: str) -> str:
+    refused = ground_refusal(card, ground)
+    kind = "method unfit" if refused else "method"
+    note = "" if refused is None else f"<small class=refusal>{html.escape(refused)}</small>"
+    nfe = " · ".join(map(str, card["nfe"]))
+    return (
+        f'<button type="button" class="{kind}" data-method="{html.escape(card["name"])}" '
+        f'aria-pressed="{"true" if is_chosen else "false"}"><b>{html.escape(card["title"])}</b>'
+        f'<span class=nfe title="evaluations of the network for one sample">NFE {nfe}</span>'
+        f"<span class=idea>{html.escape(card['idea'])}</span>{note}</button>"
+    )
+
+
+def card_html(card: Card) -> str:
     """A card: idea, equation, and where it comes from."""
-    if card is None:
-        return ""
     rows = (
         ("Family", html.escape(card["family"])),
         ("Student", html.escape(card["student"])),
@@ -90,11 +120,16 @@ def card_html(card: Card | None) -> str:
     )
 
 
+def cards_html(cards: Sequence[Card]) -> str:
+    """Cards side by side; "" for none."""
+    drawn = "".join(card_html(card) for card in cards)
+    return f'<div class="cards">{drawn}</div>' if drawn else ""
+
+
 def _reference(text: str) -> str:
     """With links to the papers, which are followed only when clicked."""
     return re.sub(
-        r"arXiv (\d{4}\.\d{4,5})",
-        r'<a href="https://arxiv.org/abs/\1" target="_blank" rel="noreferrer noopener">'
-        r"arXiv \1</a>",
+        r"\b(\d{4}\.\d{4,5})",
+        r'<a href="https://arxiv.org/abs/\1" target="_blank" rel="noreferrer noopener">\1</a>',
         html.escape(text),
     )

@@ -22,6 +22,7 @@ def draw(processes: Processes, config: PreviewConfig) -> str:
     with tempfile.TemporaryDirectory(prefix="sds3d-preview-") as folder:
         words = ["preview", "--out", folder, "--seed", str(config.seed)]
         words += ["--teacher", config.teacher, "--guidance-scale", str(config.guidance_scale)]
+        words += ["--sample-steps", str(config.sample_steps)]
         words += [f"--negative-prompt={config.negative_prompt}", "--", config.prompt]
         events = processes.run(words, timeout_seconds=TIMEOUT_SECONDS)
         notes = [notice(e["text"], "warning") for e in events if e["event"] == "warning"]

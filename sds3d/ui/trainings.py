@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,25 @@ from sds3d.distill.run import DistillConfig
 from sds3d.errors import BadInput, ConfigError
 from sds3d.ui.processes import CommandFailed, Processes
 
+PICTURE_SECONDS = 1.0
+"""Between pictures of a student in training."""
 MOST_WAITING = 8
 MOST_STEPS = 20_000
 MOST_BATCH = 1024
 TIMEOUT_SECONDS = 3600.0
+MOST_LISTED = 60
 CARD = "student.json"
+HISTORY = "history.json"
+PICTURE = "student.png"
 
 
 @dataclass
 class Training:
-    """One student on its way: "waiting", "training", "done" or "failed", and its losses."""
+    """One student on its way: "waiting", "training", "done" or "failed", and its course.
+
+    pictured      step of its latest picture; None before the first
+    to_teacher    by step, the distance of the samples in its pictures to the teacher's
+    """
 
     config: DistillConfig
     state: str = "waiting"
@@ -35,6 +46,8 @@ class Training:
     stage: str = ""
     eta_seconds: float | None = None
     losses: dict[str, dict[int, float]] = field(default_factory=dict)
+    pictured: int | None = None
+    to_teacher: dict[int, float] = field(default_factory=dict)
     reason: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -43,8 +56,17 @@ class Training:
         """The name of the student's folder."""
         return self.config.folder.name
 
+    @property
+    def is_live(self) -> bool:
+        """Whether anything of it will change."""
+        return self.state in ("waiting", "training")
+
     def hear(self, event: dict[str, Any]) -> None:
         """Take in one event of the process."""
+        if event["event"] == "distillpicture":
+            self.pictured = event["step"]
+            if isinstance(event["to_teacher"], (int, float)):
+                self.to_teacher[event["step"]] = event["to_teacher"]
         if event["event"] != "distillstep":
             return
         self.step, self.stage = event["step"], event["stage"]
@@ -59,7 +81,7 @@ class Trainings:
 
     def __init__(self, processes: Processes, out: Path) -> None:
         self.out = out
-        self._processes = processes
+        self.processes = processes
         self._known: dict[str, Training] = {}
         self._queue: queue.Queue[Training | None] = queue.Queue()
         self._waiting: deque[str] = deque()
@@ -84,7 +106,7 @@ class Trainings:
                 raise ConfigError(f"{name} is {value}: this place allows at most {most}")
         with self._lock:
             known = self._known.get(config.folder.name)
-            if known is not None and known.state in ("waiting", "training"):
+            if known is not None and known.is_live:
                 return known
             training = Training(config)
             if self.card(training) is not None:
@@ -98,16 +120,68 @@ class Trainings:
             return training
 
     def get(self, key: str) -> Training | None:
-        """The training of that name, None where this server has not seen it."""
-        return self._known.get(key)
+        """The student of that name, in training here or made before; None for any other."""
+        return self._known.get(key) or self._made(key)
+
+    def made(self, ground: str) -> list[Training]:
+        """The finished students of a ground, the latest first."""
+        try:
+            cards = [(path.stat().st_mtime, path) for path in self.out.glob(f"*/{CARD}")]
+        except OSError:
+            return []
+        found = (self.get(path.parent.name) for _, path in sorted(cards, reverse=True))
+        here = (t for t in found if t is not None and t.config.teacher == ground)
+        return [training for training in here if training.state == "done"][:MOST_LISTED]
+
+    def live(self) -> list[Training]:
+        """What is in training or waits for it, first come first."""
+        return [training for training in list(self._known.values()) if training.is_live]
 
     def card(self, training: Training) -> dict[str, Any] | None:
         """The content of the finished student's student.json."""
+        card = _read(training.config.folder / CARD)
+        return card if card is not None and isinstance(card.get("measured"), dict) else None
+
+    def course(self, training: Training) -> dict[str, dict[str, dict[int, float]]]:
+        """Curves by title: the losses by player, and the distance to the teacher's samples."""
+        if training.state == "done":
+            kept = _read(training.config.folder / HISTORY) or {}
+            losses, distance = kept.get("losses", {}), kept.get("distance", {})
+        else:
+            losses, distance = training.losses, training.to_teacher
+        return {
+            "Distance to the teacher": {"samples": _curve(distance)},
+            "Loss": {name: _curve(values) for name, values in losses.items()},
+        }
+
+    def picture(self, training: Training) -> bytes | None:
+        """The student's latest picture; None while there is none."""
         try:
-            card = json.loads((training.config.folder / CARD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return (training.config.folder / PICTURE).read_bytes()
+        except OSError:
             return None
-        return card if isinstance(card, dict) and isinstance(card.get("measured"), dict) else None
+
+    def _made(self, key: str) -> Training | None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", key):
+            return None
+        card = _read(self.out / key / CARD)
+        if card is None:
+            return None
+        try:
+            config = DistillConfig(
+                method=str(card["method"]),
+                teacher=str(card["ground"]),
+                steps=int(card["steps"]),
+                nfe=int(card["nfe"]),
+                batch=int(card["batch"]),
+                learning_rate=float(card["learning_rate"]),
+                seed=int(card["seed"]),
+                out=self.out,
+            )
+        except (KeyError, TypeError, ValueError, ConfigError):
+            return None
+        # A folder of another name was renamed, and would be looked for where it is not.
+        return Training(config, state="done") if config.folder.name == key else None
 
     def _work(self) -> None:
         while (training := self._queue.get()) is not None:
@@ -118,7 +192,7 @@ class Trainings:
                 continue
             training.state = "training"
             try:
-                self._processes.run(
+                self.processes.run(
                     _words(training.config),
                     training.hear,
                     timeout_seconds=TIMEOUT_SECONDS,
@@ -134,6 +208,20 @@ class Trainings:
 
 def _words(config: DistillConfig) -> list[str]:
     words = ["distill", config.method]
-    for name in ("teacher", "steps", "nfe", "batch", "learning_rate", "seed", "samples", "out"):
+    names = ("teacher", "steps", "nfe", "batch", "learning_rate", "seed", "samples", "out")
+    for name in (*names, "picture_every"):
         words += ["--" + name.replace("_", "-"), str(getattr(config, name))]
     return words
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _curve(values: Mapping[Any, Any]) -> dict[int, float]:
+    """JSON knows no whole numbers as keys."""
+    return {int(k): float(v) for k, v in list(values.items()) if isinstance(v, (int, float))}

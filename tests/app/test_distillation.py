@@ -1,6 +1,8 @@
 """The tab of students: choosing by the taxonomy, training in processes, comparing."""
 
+import html
 import json
+import re
 import subprocess
 import sys
 import time
@@ -8,16 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
+from sds3d.distill.refusals import GROUND_HAS
 from sds3d.distill.run import DistillConfig
 from sds3d.errors import BadInput, ConfigError
-from sds3d.ui.distillation import NONE, Distillation
+from sds3d.ui import shipped_students
+from sds3d.ui.distillation import MOST, Distillation
 from sds3d.ui.processes import CommandFailed, Processes
-from sds3d.ui.taxonomy import ANY, GROUNDS, Catalogue, card_html
+from sds3d.ui.taxonomy import GROUNDS, TOYBOX, Catalogue, card_html, tree_html
 from sds3d.ui.trainings import MOST_WAITING, Training, Trainings
 
-PLANE, LINE = "six modes on a circle (2D)", "two modes on a line (1D)"
+PLANE, LINE = "Six modes on a circle (2D)", "Two modes on a line (1D)"
+ADVANCED = (64, 1e-3)
 
 
 def _card(name: str, **fields: Any) -> dict[str, Any]:
@@ -28,6 +34,7 @@ def _card(name: str, **fields: Any) -> dict[str, Any]:
         "student": "flow map",
         "needs": ["a teacher"],
         "nfe": [1, 2],
+        "makes_nfe": False,
         "reference": "arXiv 2505.13447",
         "idea": "An <idea>.",
         "equation": "u < v",
@@ -67,6 +74,10 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def _event(method: str) -> gr.EventData:
+    return gr.EventData(None, {"method": method})
+
+
 def test_the_real_catalogue_fills_the_tab() -> None:
     listed = subprocess.run(
         [sys.executable, "-m", "sds3d.cli", "methods", "--json"],
@@ -75,65 +86,165 @@ def test_the_real_catalogue_fills_the_tab() -> None:
         text=True,
     )
     cards = json.loads(listed.stdout)
-    assert len(cards) > 10
-    assert all(card["idea"] in card_html(card).replace("&#x27;", "'") for card in cards[:1])
-    assert {"name", "family", "student", "needs", "nfe", "equation"} <= set(cards[0])
+    tree = html.unescape(tree_html(cards, ["dmd2"], "mixture-1d"))
+    assert len(cards) > 30
+    for card in cards:
+        assert f'data-method="{card["name"]}"' in tree
+        assert card["family"][1:] in tree
+        assert card["idea"] in tree
+        shown = html.unescape(card_html(card))
+        assert card["idea"] in shown
+        assert card["equation"] in shown
+        assert card["reference"].split()[0] in shown
+    assert tree.count('aria-pressed="true"') == 1
+    # A method that this ground does not serve says so in the words of the command line.
+    refused = [card["name"] for card in cards if "class labels" in card["needs"]]
+    assert refused
+    for name in refused:
+        assert f"{name} needs class labels, and the ground mixture-1d has none" in tree
 
 
-def test_the_taxonomy_narrows_the_choice(catalogue: Catalogue, tab: Distillation) -> None:
-    assert catalogue.families() == ["path", "generator"]
-    names = [card["name"] for card in catalogue.chosen("generator", ANY, "mixture")]
+def test_the_taxonomy_chooses_up_to_four(tab: Distillation) -> None:
+    names, *_ = tab.pick(PLANE, ["meanflow"], _event("sid"))
+    assert names == ["meanflow", "sid"]
+    names, _, _, tree, cards, nfe, notice = tab.pick(PLANE, names, _event("meanflow"))
     assert names == ["sid"]
-    on_a_line = [card["name"] for card in catalogue.chosen(ANY, ANY, "mixture-1d")]
-    assert "guided" not in on_a_line
-    first, second, *_ = tab.choose("generator", ANY, PLANE, "meanflow", "guided")
-    assert (first["value"], second["value"]) == ("sid", NONE)
-    *_, nfe = tab.cards("meanflow", "guided")
+    assert tree.count('aria-pressed="true"') == 1
+    assert "<h3>Sid</h3>" in cards
+    assert (nfe["choices"], nfe["value"], notice) == ([1], 1, "")
+    four = ["meanflow", "sid", "wrong", "guided"]
+    assert len(four) == MOST
+    names, *_, notice = tab.pick(PLANE, four, _event("hangs"))
+    assert names == four
+    assert "4 methods are compared at most" in notice
+    *_, notice = tab.pick(PLANE, [], _event("<img src=x>"))
+    assert "&lt;img" in notice
+
+
+def test_numbers_of_evaluations_are_those_that_all_share(tab: Distillation) -> None:
+    nfe = tab.choose(PLANE, ["meanflow", "guided"])[4]
     assert (nfe["choices"], nfe["value"]) == ([2], 2)
+    *_, nfe, notice = tab.choose(PLANE, ["sid", "guided"])
+    assert nfe["choices"] == [1, 2, 4]
+    assert "share no number of evaluations: sid 1; guided 2, 4" in notice
 
 
 def test_a_card_escapes_and_links(catalogue: Catalogue) -> None:
-    drawn = card_html(catalogue.find("meanflow"))
+    card = catalogue.find("meanflow")
+    assert card is not None
+    drawn = card_html({**card, "reference": "arXiv 2505.13447, 2309.06380"})
     assert "An &lt;idea&gt;." in drawn
     assert 'href="https://arxiv.org/abs/2505.13447"' in drawn
-    assert card_html(None) == ""
+    assert 'href="https://arxiv.org/abs/2309.06380"' in drawn
 
 
 def test_two_students_are_trained_and_compared(tab: Distillation, trainings: Trainings) -> None:
-    said, keys, *_ = tab.train(PLANE, "meanflow", "sid", 1, 40, 0)
+    said, keys, *_ = tab.train(PLANE, ["meanflow", "sid"], 1, 40, 0, *ADVANCED)
     assert said == ""
     assert len(keys) == 2
     states = [trainings.get(key) for key in keys]
     _until(lambda: all(t is not None and t.state == "done" for t in states))
-    drawn, timer, _ = tab.refresh(keys)
+    drawn, timer, stop, made = tab.refresh(keys)
     assert timer["active"] is False
+    assert stop["visible"] is False
+    assert {key for _, key in made["choices"]} == set(keys)
     for key in keys:
-        assert f"/students/{key}/samples.png" in drawn
-    assert "<td class=best>0.1</td><td>0.2</td>" in drawn
+        assert f"/students/{key}/student.png" in drawn
+    # The teacher once, before them, in many evaluations and in as few.
+    assert drawn.count("/teacher.png") == drawn.count("/teacher-few.png") == 1
+    assert drawn.index("/teacher-few.png") < drawn.index("/student.png")
+    table = re.sub(r"<[^>]+>", " ", drawn[drawn.index("<table") :]).split()
+    assert " ".join(table).endswith(
+        "Teacher, 64 evaluations by DDIM Teacher, 1 evaluation by DDIM 0.6 Meanflow 0.1 Sid 0.2"
+    )
+    assert "<td class=best>0.1</td>" in drawn
+    assert "Distance to the teacher: <b" in drawn
+    assert "0.375" in drawn
     first = trainings.get(keys[0])
     assert first is not None
     assert first.losses["student"][0] == 1.0
-    # What is there is not trained again, also by a server that never heard of it.
-    anew = Trainings(tab.trainings._processes, trainings.out)
+    assert first.to_teacher == {10: 0.2, 20: 0.1, 30: 2 / 30, 40: 0.05}
+    # What is there is not trained again, and is offered, also by a server that never heard of it.
+    anew = Trainings(tab.trainings.processes, trainings.out)
     assert anew.submit(first.config).state == "done"
-    anew.close()
+    other = Trainings(tab.trainings.processes, trainings.out)
+    assert sorted(t.key for t in other.made("mixture")) == sorted(keys)
+    assert other.made("digits") == []
+    assert Distillation(tab.catalogue, other).compare(keys)[2] == drawn
+    for opened in (anew, other):
+        opened.close()
 
 
-def test_a_failure_says_why_and_a_stop_ends_the_process(
-    tab: Distillation, trainings: Trainings
-) -> None:
-    _, keys, *_ = tab.train(PLANE, "wrong", NONE, 1, 40, 0)
+def test_only_students_alike_are_compared(tab: Distillation, trainings: Trainings) -> None:
+    keys: list[str] = []
+    for nfe in (1, 2):
+        keys += tab.train(PLANE, ["meanflow"], nfe, 40, 0, *ADVANCED)[1]
+    _until(lambda: all(t.state == "done" for t in filter(None, map(trainings.get, keys))))
+    said, kept, *_ = tab.compare(keys)
+    assert "same number of evaluations" in said
+    assert kept == keys[:1]
+    assert tab.compare([])[1] == []
+    assert tab.compare(["../meanflow", "nothing"])[1] == []
+
+
+def test_a_training_is_watched_and_found_again(tab: Distillation, trainings: Trainings) -> None:
+    _, keys, *_ = tab.train(PLANE, ["hangs"], 1, 40, 0, *ADVANCED)
+    training = trainings.get(keys[0])
+    assert training is not None
+    pictures = set()
+
+    def look() -> bool:
+        drawn, timer, stop, _ = tab.refresh(keys)
+        assert timer["active"]
+        assert stop["visible"]
+        found = re.search(r'<img class="live"[^>]* data-step="(\d+)" src="(data:[^"]+)"', drawn)
+        if found:
+            pictures.add(found[2])
+        return len(pictures) >= 2
+
+    _until(look)
+    # A page that is opened now shows what is in training.
+    opened = tab.open(PLANE, ["meanflow"], [])
+    assert opened[9] == keys
+    assert 'data-student="hangs"' in opened[10]
+    tab.stop(keys)
+    _until(lambda: not training.is_live)
+    assert "No picture was taken" not in tab.refresh(keys)[0]
+    assert "stopped; the same again goes on" in tab.refresh(keys)[0]
+
+
+def test_a_failure_says_why(tab: Distillation, trainings: Trainings) -> None:
+    _, keys, *_ = tab.train(PLANE, ["wrong"], 1, 40, 0, *ADVANCED)
     failed = trainings.get(keys[0])
     assert failed is not None
     _until(lambda: failed.state == "failed")
     assert "does not go with this ground" in tab.refresh(keys)[0]
-    _, keys, *_ = tab.train(PLANE, "hangs", NONE, 1, 40, 0)
-    hanging = trainings.get(keys[0])
-    assert hanging is not None
-    _until(lambda: bool(hanging.losses))
-    tab.stop(keys)
-    _until(lambda: hanging.state == "failed")
-    assert "stopped" in hanging.reason
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_toybox_shows_what_ships(
+    tab: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: bool
+) -> None:
+    if shipped:
+        folder = tmp_path / "toybox-guided"
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+        (folder / "README.md").write_text("# Card\n\nIt needs *one* pass <b>.\n\nMore.\n")
+    monkeypatch.setattr(shipped_students, "shipped", lambda name: tmp_path / name)
+    label = next(label for label, name in GROUNDS.items() if name == TOYBOX)
+    live, other, *rest = tab.choose(label, ["meanflow"])
+    assert (live["visible"], other["visible"], len(rest)) == (False, True, 4)
+    said = tab.train(label, ["meanflow"], 1, 40, 0, *ADVANCED)[0]
+    assert "give one on which students train" in said
+    about = tab.shipped.describe()
+    assert ("It needs one pass &lt;b&gt;." in about) is shipped
+    assert ("No student of the toybox teacher ships" in about) is not shipped
+    drawn = tab.shipped.compare("a red mushroom", 8, 0)
+    assert drawn.count("<img") == (2 if shipped else 1)
+    assert "16 evaluations" in drawn
+    assert ("8 evaluations: guidance is in its weights" in drawn) is shipped
+    assert "prompt is empty" in tab.shipped.compare(" ", 8, 0)
+    assert "nothing known in" in tab.shipped.compare("a unicorn", 8, 0)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +252,8 @@ def test_a_failure_says_why_and_a_stop_ends_the_process(
     [
         ("nowhere", "meanflow", 1, 10, "ground"),
         (PLANE, "nothing", 1, 10, "no method"),
+        (LINE, "guided", 2, 10, "guided needs class labels, and the ground mixture-1d has none"),
+        (PLANE, "sid", 4, 10, "sid is meant for --nfe 1, not for 4"),
         (PLANE, "meanflow", 0, 10, "--nfe"),
         (PLANE, "meanflow", 1, 10**6, "steps"),
         (PLANE, "meanflow", "<b>", 10, "whole number"),
@@ -149,17 +262,26 @@ def test_a_failure_says_why_and_a_stop_ends_the_process(
 def test_what_cannot_be_trained_is_said(
     tab: Distillation, ground: str, first: str, nfe: Any, steps: int, named: str
 ) -> None:
-    said, keys, *_ = tab.train(ground, first, NONE, nfe, steps, 0)
+    said, keys, *_ = tab.train(ground, [first], nfe, steps, 0, *ADVANCED)
     assert named in said
     assert "<b>" not in said
     assert keys == []
+    assert "choose one to four methods" in tab.train(PLANE, [], 1, 10, 0, *ADVANCED)[0]
+
+
+def test_what_can_be_trained_is_though_another_cannot(tab: Distillation) -> None:
+    said, keys, *_ = tab.train(LINE, ["guided", "sid"], 1, 40, 0, *ADVANCED)
+    assert said.count("guided needs class labels") == 1
+    assert [key.split("-")[0] for key in keys] == ["sid"]
 
 
 def test_the_queue_has_an_end(processes: Processes, tmp_path: Path) -> None:
     trainings = Trainings(processes, tmp_path / "students")
 
     def config(seed: int) -> DistillConfig:
-        return DistillConfig(method="hangs", steps=4, seed=seed, out=trainings.out)
+        return DistillConfig(
+            method="hangs", steps=4, seed=seed, picture_every=1.0, out=trainings.out
+        )
 
     first = trainings.submit(config(0))
     _until(lambda: first.state == "training")
@@ -175,6 +297,7 @@ def test_the_queue_has_an_end(processes: Processes, tmp_path: Path) -> None:
 
 def test_a_command_that_hangs_is_ended(processes: Processes, tmp_path: Path) -> None:
     words = ["distill", "hangs", "--teacher", "mixture", "--steps", "4", "--nfe", "1"]
+    words += ["--batch", "8", "--learning-rate", "0.001", "--picture-every", "1"]
     with pytest.raises(CommandFailed, match="143"):
         processes.run([*words, "--seed", "0", "--out", str(tmp_path)], timeout_seconds=1.0)
     processes.close()
@@ -185,5 +308,5 @@ def test_a_command_that_hangs_is_ended(processes: Processes, tmp_path: Path) -> 
 def test_the_grounds_are_those_of_the_program() -> None:
     with pytest.raises(ConfigError):
         DistillConfig(method="x", nfe=0)
-    assert set(GROUNDS.values()) == {"mixture", "mixture-1d", "digits"}
-    assert LINE in GROUNDS
+    assert set(GROUNDS.values()) - {TOYBOX} == set(GROUND_HAS)
+    assert {LINE, PLANE} <= set(GROUNDS)

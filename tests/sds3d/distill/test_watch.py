@@ -66,7 +66,7 @@ def test_student_and_teacher_are_shown_from_the_same_noise(
     ground = named_ground(name)
     seen: list[float | None] = []
     watch = Watch(
-        _Teacher(ground), ground, nfe=2, seed=3, folder=tmp_path,
+        _Teacher(ground), ground, nfe=2, folder=tmp_path,
         taken=lambda *said: seen.append(said[2]), ration=Ration(),
     )  # fmt: skip
     watch.take(None, History())
@@ -134,7 +134,7 @@ def test_pictures_take_a_tenth_of_the_time_at_most(
     ground = named_ground("mixture-1d")
     method = _method("kd", ground)
     watch = Watch(
-        method, ground, nfe=1, seed=0, folder=tmp_path, taken=lambda *_: None,
+        method, ground, nfe=1, folder=tmp_path, taken=lambda *_: None,
         ration=Ration(seconds=1.0, now=lambda: clock[0]),
     )  # fmt: skip
     (stage,) = method.stages()
@@ -214,7 +214,7 @@ def test_training_on_clouds_is_watched(tmp_path: Path) -> None:
     def taken(*_: object) -> None:
         pictures.append((tmp_path / "student.png").read_bytes())
 
-    watch = Watch(method, ground, nfe=1, seed=0, folder=tmp_path, taken=taken, ration=Ration())
+    watch = Watch(method, ground, nfe=1, folder=tmp_path, taken=taken, ration=Ration())
 
     def progress(stage: Any, history: History) -> bool:
         watch.take(stage, history)
