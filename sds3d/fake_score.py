@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.denoiser import Conditioning, Denoiser
+from core.denoiser import Conditioning
 from core.schedule import diffuse, noise_like
+from core.teachers.teacher import TrainableDenoiser
 
 from .optimizer_state import gradients_finite, load_moments, moments_of
 
-__all__ = ["FakeScore", "TrainableDenoiser"]
+__all__ = ["FakeScore"]
 
 TIMES = (0.02, 0.98)
 """Between them the diffusion times of the training are uniform, wherever the teacher is asked."""
-
-
-class TrainableDenoiser(Denoiser, Protocol):
-    """A denoiser and the parameters of it that learn."""
-
-    trainable: dict[str, nn.Parameter]
 
 
 class FakeScore:

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from core.teachers.toybox_network import CAMERA_FEATURES, camera_features
 if TYPE_CHECKING:
     from core.teachers.teacher import Teacher
 
-__all__ = ["CameraEmbedding", "LoraDenoiser", "LoraPlaces", "TakesLora", "adapt"]
+__all__ = ["CameraEmbedding", "LoraDenoiser", "LoraPlaces", "adapt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +104,6 @@ class LoraDenoiser:
             return self._denoiser(x_t, t, cond)
         finally:
             self._place_of_camera.camera = None
-
-
-@runtime_checkable
-class TakesLora(Protocol):
-    """A teacher of which a learning twin can be made."""
-
-    def adapt(self, rank: int, generator: torch.Generator) -> LoraDenoiser:
-        """The teacher with a LoRA of this rank, drawn from `generator`; it stays as it is."""
-        ...
 
 
 def adapt(

@@ -8,6 +8,8 @@ treat both alike.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -21,12 +23,15 @@ __all__ = [
     "DTypeName",
     "LatentTeacher",
     "PromptNote",
+    "TakesLora",
     "Teacher",
     "TeacherOptions",
+    "TrainableDenoiser",
     "decode_from",
     "encode_for",
     "free_text_encoders",
     "noise_shape",
+    "set_aside",
     "takes_camera",
     "views_per_object",
 ]
@@ -107,9 +112,33 @@ class LatentTeacher(Teacher, Protocol):
         ...
 
 
+class TrainableDenoiser(Denoiser, Protocol):
+    """A denoiser and the parameters of it that learn, by name."""
+
+    trainable: dict[str, nn.Parameter]
+
+
+@runtime_checkable
+class TakesLora(Protocol):
+    """A teacher of which a learning twin can be made."""
+
+    def adapt(self, rank: int, generator: torch.Generator) -> TrainableDenoiser:
+        """The teacher with a LoRA of this rank, drawn from `generator`; it stays as it is."""
+        ...
+
+
 @runtime_checkable
 class _FreesText(Protocol):
     def free_text_encoders(self) -> None: ...
+
+
+@runtime_checkable
+class _Held(Protocol):
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def module(self) -> nn.Module: ...
 
 
 @runtime_checkable
@@ -145,6 +174,23 @@ def free_text_encoders(teacher: Denoiser) -> None:
     """Give back the memory of the text encoders of a teacher that can read them again."""
     if isinstance(teacher, _FreesText):
         teacher.free_text_encoders()
+
+
+@contextlib.contextmanager
+def set_aside(teacher: object) -> Iterator[None]:
+    """Within the block the teacher's weights lie in the machine's memory, not on its device.
+
+    It must not be asked meanwhile. Nothing happens to one on the CPU, or without a `module`.
+    """
+    if not isinstance(teacher, _Held) or torch.device(teacher.device).type == "cpu":
+        yield
+        return
+    module, device = teacher.module, teacher.device
+    module.to("cpu")
+    try:
+        yield
+    finally:
+        module.to(device)
 
 
 def takes_camera(teacher: Denoiser) -> bool:
