@@ -22,16 +22,20 @@ def check_guidance(
     """Raise ConfigError, with the remedy, where the teacher of that name embeds other guidance."""
     if not isinstance(teacher, EmbedsGuidance):
         return
-    low, high = teacher.guidance_scales
-    if not low <= guidance_scale <= high:
-        raise ConfigError(
-            f"--guidance-scale is {guidance_scale:g}: {name} was distilled for {low:g} to "
-            f"{high:g}, give one of these, or --teacher toybox"
-        )
+    _check_scale(teacher, name, "--guidance-scale", guidance_scale)
     if negative_prompt:
         raise ConfigError(
             f"--negative-prompt is {negative_prompt[:60]!r}: what {name} contrasts prompts with is "
             "in its weights, leave it out, or give --teacher toybox"
+        )
+
+
+def _check_scale(teacher: EmbedsGuidance, name: TeacherName, flag: str, scale: float) -> None:
+    low, high = teacher.guidance_scales
+    if not low <= scale <= high:
+        raise ConfigError(
+            f"{flag} is {scale:g}: {name} was distilled for {low:g} to {high:g}, give one of "
+            "these, or --teacher toybox"
         )
 
 
@@ -42,6 +46,9 @@ def check_supervision(
     if not isinstance(teacher, EmbedsGuidance):
         return
     check_guidance(teacher, name, options.guidance_scale, negative_prompt)
+    second = options.refine
+    if second.refine_steps > 0 and second.refine_guidance_scale > 0 and not second.refine_teacher:
+        _check_scale(teacher, name, "--refine-guidance-scale", second.refine_guidance_scale)
     unlike: list[tuple[str, object, str]] = []
     if not options.camera_conditioning:
         unlike.append(("--no-camera-conditioning", "given", "is always told the camera"))
