@@ -26,6 +26,7 @@ from .errors import (
     BadInput,
     ConfigError,
     Interrupted,
+    OutputError,
     Sds3dError,
 )
 from .signals import Stop
@@ -66,7 +67,18 @@ class Output:
         self.json = False
 
     def line(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        """Print a line. Raises OutputError where the system refuses it, as on a full disk."""
+        try:
+            print(text, file=self.stream, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if self.stream is sys.__stdout__:
+                _silence_stdout()
+            raise OutputError(
+                f"cannot write to the standard output ({error.strerror}): free some space or send "
+                "it elsewhere, then run the same command again; what was already saved is kept"
+            ) from error
 
     def event(self, event: Event) -> None:
         if self.json:
@@ -80,34 +92,48 @@ def main(arguments: Sequence[str] | None = None, *, parts: Parts | None = None) 
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     _accept_any_text()
-    if not words or words[0] in ("-h", "--help"):
-        print(HELP, end="", file=sys.stdout if words else sys.stderr)
-        return EXIT_OK if words else EXIT_USAGE
+    if not words:
+        print(HELP, end="", file=sys.stderr)
+        return EXIT_USAGE
+    output, stop = Output(), Stop()
+    with stop.listening():
+        try:
+            return _run(words, output, stop, parts)
+        except Sds3dError as error:
+            stop.end()
+            code = stop.exit_code if isinstance(error, Interrupted) else error.exit_code
+            return _fail(output, str(error), code)
+        except KeyboardInterrupt:
+            stop.end()
+            return _fail(output, "stopped", stop.exit_code)
+        except BrokenPipeError:
+            # Whoever read our stdout is gone; nothing more can be said there.
+            _silence_stdout()
+            return EXIT_INTERNAL
+        except Exception as error:
+            stop.end()
+            return _fail_internally(output, error)
+
+
+def _run(words: list[str], output: Output, stop: Stop, parts: Parts | None) -> int:
+    if words[0] in ("-h", "--help"):
+        output.line(HELP.removesuffix("\n"))
+        return EXIT_OK
     if words[0] == "--version":
         from importlib.metadata import version
 
-        print(version("sds3d"))
+        output.line(version("sds3d"))
         return EXIT_OK
-    output, stop = Output(), Stop()
-    try:
-        command = COMMANDS.get(words[0])
-        if command is None:
-            raise BadInput(f"there is no command {words[0]!r}: give one of {', '.join(COMMANDS)}")
-        with stop.listening(), contextlib.redirect_stdout(sys.stderr):
-            return command(
-                Call(name=words[0], words=words[1:], output=output, stop=stop, parts=parts)
-            )
-    except Sds3dError as error:
-        code = stop.exit_code if isinstance(error, Interrupted) else error.exit_code
-        return _fail(output, str(error), code)
-    except KeyboardInterrupt:
-        return _fail(output, "stopped", stop.exit_code)
-    except BrokenPipeError:
-        # Whoever read our stdout is gone; nothing more can be said there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return EXIT_INTERNAL
-    except Exception as error:
-        return _fail_internally(output, error)
+    command = COMMANDS.get(words[0])
+    if command is None:
+        raise BadInput(f"there is no command {words[0]!r}: give one of {', '.join(COMMANDS)}")
+    with contextlib.redirect_stdout(sys.stderr):
+        return command(Call(name=words[0], words=words[1:], output=output, stop=stop, parts=parts))
+
+
+def _silence_stdout() -> None:
+    """What is still to be written there at exit goes nowhere, instead of failing once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _accept_any_text() -> None:
@@ -121,7 +147,9 @@ def _fail(output: Output, text: str, code: int) -> int:
     from .events import Failure
 
     print(f"sds3d: {' '.join(text.split())}", file=sys.stderr)
-    output.event(Failure(text=text, exit_code=code))
+    # If that cannot be said on stdout, it has been said on stderr.
+    with contextlib.suppress(OutputError):
+        output.event(Failure(text=text, exit_code=code))
     return code
 
 

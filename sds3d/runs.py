@@ -4,6 +4,7 @@
         config.json                  the resolved options, the weights' hash, the key
         events.jsonl                 every event but single steps, one line each
         checkpoint-000007.safetensors, .json   and the one before
+        refine/                      the second stage's checkpoints, where there is one
         mesh.glb, preview.png, ...   the files
         particle-2/mesh.glb, ...     those of further particles
         result.json                  written last; names the SHA-256 of each file
@@ -44,6 +45,7 @@ from .errors import (
     output_error,
 )
 from .events import Event, Listener, Step, ignore_event
+from .refine import REFINE_FOLDER, refine_checkpoint
 
 
 class RunFolder:
@@ -122,6 +124,8 @@ class RunFolder:
         if overwrite:
             self._remove(self._remove_result())
             self.checkpoint.clear()
+            refine_checkpoint(self.path, self.emit).clear()
+            (self.path / REFINE_FOLDER / "teacher.json").unlink(missing_ok=True)
             (self.path / "events.jsonl").unlink(missing_ok=True)
         self._write_json(
             "config.json",
@@ -137,8 +141,7 @@ class RunFolder:
         """Log the event and pass it on to the run's listener."""
         if not isinstance(event, Step):
             try:
-                with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(event.to_json() + "\n")
+                _append_line(self.path / "events.jsonl", event.to_json())
             except OSError as error:
                 raise output_error(error, self.path) from error
         self._listener(event)
@@ -226,6 +229,16 @@ class RunFolder:
             write_atomic(self.path / name, (text + "\n").encode())
         except OSError as error:
             raise output_error(error, self.path) from error
+
+
+def _append_line(path: Path, text: str) -> None:
+    """Add a line; one before it that a full disk or a power cut has cut is closed first."""
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(text.encode() + b"\n")
 
 
 def _one_line(error: Exception) -> str:

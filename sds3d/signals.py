@@ -19,6 +19,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._ended = False
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -26,6 +27,10 @@ class Stop:
     @property
     def exit_code(self) -> int:
         return EXIT_SIGTERM if self.signal == signal.SIGTERM else EXIT_SIGINT
+
+    def end(self) -> None:
+        """Take no more notice of signals: all that is left is to say how it ended."""
+        self._ended = True
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -38,6 +43,8 @@ class Stop:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._ended:
+            return
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number

@@ -1,5 +1,8 @@
 """The command line: exit codes, what goes to stdout, signals, and no traceback for bad input."""
 
+import contextlib
+import errno
+import io
 import json
 import os
 import random
@@ -256,6 +259,65 @@ def test_a_defect_is_told_apart_from_bad_input(
 
     assert cli.main(words, parts=fakes.make_parts(write_files=exhausted)) == 1
     assert "out of memory: use --preset fast" in capsys.readouterr().err
+
+
+def test_a_full_disk_behind_stdout_is_named_and_what_was_made_is_kept(
+    run: Any, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    words = ("generate", "a red mushroom", *STEPS)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full())
+        codes = [run(*words), run(*words, "--json"), run("--version"), run("--help")]
+    assert codes == [2, 2, 2, 2]
+    err = capsys.readouterr().err
+    assert err.count("sds3d: cannot write to the standard output (No space left on device)") == 4
+    assert "Traceback" not in err
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert RunFolder.open(folder).verify() == []
+
+
+def test_what_python_itself_would_write_at_exit_does_not_fail_once_more() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sds3d.cli", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sds3d: cannot write to the standard output")
+
+
+def test_a_signal_while_the_end_is_being_told_changes_nothing(
+    fakes: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(io.StringIO):
+        def write(self, text: str) -> int:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().write(text)
+
+    def twice(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        raise AssertionError("the second signal did not stop it")
+
+    parts = fakes.make_parts(write_files=twice)
+    err = Impatient()
+    words = ("generate", "a red mushroom", *STEPS, "--out", str(tmp_path), "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr("sds3d.progress.progress", lambda: contextlib.nullcontext(lambda _: None))
+        patch.setattr(sys, "stderr", err)
+        assert cli.main(words, parts=parts) == 130
+    assert "sds3d generate --resume" in err.getvalue()
 
 
 def test_fuzzed_prompts_and_flags_never_end_in_a_traceback(

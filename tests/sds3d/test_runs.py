@@ -396,3 +396,16 @@ def test_the_log_keeps_every_event_but_steps_and_all_are_passed_on(
     assert heard == events
     lines = (run.path / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["stage", "warning"]
+
+
+def test_a_cut_line_of_the_log_does_not_spoil_the_next(tmp_path: Path) -> None:
+    run = RunFolder.create(GenerateConfig(prompt="p", out=tmp_path), WEIGHTS)
+    run.emit(Stage("teacher"))
+    log = run.path / "events.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"event": "war')
+    run.emit(Stage("optimize"))
+    run.emit(Stage("mesh"))
+    lines = log.read_text().splitlines()
+    assert lines[1] == '{"event": "war'
+    names = [json.loads(line)["name"] for line in lines[:1] + lines[2:]]
+    assert names == ["teacher", "optimize", "mesh"]
