@@ -228,16 +228,21 @@ def test_an_interrupted_image_ends_with_the_same_bytes(parts: Any, tmp_path: Pat
 def test_what_an_image_is_not_for_is_refused() -> None:
     with pytest.raises(LimitExceeded, match="--target is image"):
         check_config(config(), LimitsConfig())
-    for changed, flag in (
-        ({"image_resolution": 3}, "--image-resolution"),
-        ({"image_learning_rate": -1.0}, "--image-learning-rate"),
-        ({"azimuth_deg": 400.0}, "--azimuth-deg"),
-        ({"elevation_deg": 91.0}, "--elevation-deg"),
-    ):
+    wrong: list[dict[str, Any]] = [
+        {"image_resolution": 3},
+        {"image_learning_rate": -1.0},
+        {"azimuth_deg": 400.0},
+        {"elevation_deg": 91.0},
+    ]
+    for changed in wrong:
+        (name,) = changed
+        flag = f"--{name.replace('_', '-')}"
         with pytest.raises(ConfigError, match=f"^{flag} is "):
             ImageOptions(**changed)
-    with pytest.raises(ConfigError, match=r"^--target is 'picture': give one of mesh, image"):
-        replace(OptimizeConfig(), target="picture")  # pyright: ignore[reportArgumentType]
+    document = to_dict(config())
+    document["optimize"]["target"] = "picture"
+    with pytest.raises(ConfigError, match="target is 'picture': give one of mesh, image"):
+        from_dict(document)
 
 
 def test_runs_of_meshes_keep_their_names() -> None:
