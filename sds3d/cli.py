@@ -88,7 +88,8 @@ class Output:
 def main(arguments: Sequence[str] | None = None, *, parts: Parts | None = None) -> int:
     """Run the command line and return its exit code; SystemExit only for --help and bad flags.
 
-    `parts` take the place of the program's own teacher, loop and export.
+    `parts` take the place of the program's own teacher, loop and export. Without `arguments` the
+    command line is the process's own, which ends with it: signals change nothing any more then.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     _accept_any_text()
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None, *, parts: Parts | None = None) 
         print(HELP, end="", file=sys.stderr)
         return EXIT_USAGE
     output, stop = Output(), Stop()
-    with stop.listening():
+    with stop.listening(restore=arguments is not None):
         try:
             return _run(words, output, stop, parts)
         except Sds3dError as error:

@@ -33,13 +33,18 @@ class Stop:
         self._ended = True
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self, *, restore: bool = True) -> Iterator[None]:
+        """Take the signals meanwhile. With `restore` they then go to whom they went before.
+
+        Without, they go nowhere: for a process that has nothing left to do but to end.
+        """
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._handle) for number in signals}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            self.end()
+            for number, handler in before.items() if restore else ():
                 signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ AtStep = Callable[[int], None]
 
 
 def run_command(words: list[str], tell: Tell) -> int:
-    """The command line. Tells "begin", "step <n> <time>" after each step, "end"."""
+    """The command line. Tells "begin", and "step <n> <time>" after each step."""
     return _command(words, tell, lambda _: None)
 
 
@@ -91,15 +91,12 @@ def _command(words: list[str], tell: Tell, at_step: AtStep) -> int:
         return GreyTeacher()
 
     parts = Parts(load_teacher=begun, optimize=watched, write_files=exported)
+    # As the process's own command line.
+    sys.argv = ["sds3d", *words]
     try:
-        code = cli.main(words, parts=parts)
+        return cli.main(parts=parts)
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    # The command is over: what comes now would reach a shell.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    tell(f"end {time.monotonic()}")
-    return code
+        return error.code if isinstance(error.code, int) else 1
 
 
 def steps_told(told: list[str]) -> list[tuple[int, float]]:

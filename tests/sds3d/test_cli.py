@@ -320,6 +320,24 @@ def test_a_signal_while_the_end_is_being_told_changes_nothing(
     assert "sds3d generate --resume" in err.getvalue()
 
 
+def test_after_its_command_a_process_takes_no_notice_of_signals_and_a_caller_gets_its_own_back(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    assert cli.main(["--version"]) == 0
+    assert [signal.getsignal(number) for number in numbers] == before
+    monkeypatch.setattr(sys, "argv", ["sds3d", "--version"])
+    try:
+        assert cli.main() == 0
+        for number in numbers * 2:
+            os.kill(os.getpid(), number)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert capsys.readouterr().err == ""
+
+
 def test_fuzzed_prompts_and_flags_never_end_in_a_traceback(
     run: Any, capsys: Any, tmp_path: Path
 ) -> None:
