@@ -1,9 +1,12 @@
-"""Guidance rescale: the spread it promises, in the space it promises it."""
+"""Guidance rescale: the spread it promises; guidance in one pass: the two passes it replaces."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from core.denoiser import (
     ClassifierFreeGuidance,
@@ -12,9 +15,10 @@ from core.denoiser import (
     Guidance,
     PerpNegGuidance,
 )
-from core.guidance import GuidanceRescale, Unconditional
+from core.distillation.field.guidance import GuidedTeacher
+from core.guidance import EmbeddedGuidance, GuidanceRescale, Unconditional, guided
 from core.mixture import GaussianMixture, MixtureDenoiser
-from core.prediction import Parametrisation
+from core.prediction import Parametrisation, Prediction
 from core.schedule import FlowSchedule, NoiseSchedule
 
 
@@ -118,3 +122,65 @@ def test_mistakes_are_named(mixture_2d: GaussianMixture, generator: torch.Genera
     x_t, t = noisy(generator)
     with pytest.raises(ValueError, match="no multiple of 4 views"):
         GuidanceRescale(guidance=guidance, rescale=0.5, views=4)(x_t, t, labelled())
+
+
+# --- guidance in one pass --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """A perfect student of guidance: it says in one call what the two passes say."""
+
+    teacher: Denoiser
+    guidance_scales: tuple[float, float] = (1.0, 8.0)
+    asked: list[Conditioning | None] = field(default_factory=list)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.teacher.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        self.asked.append(cond)
+        assert cond is not None
+        assert cond.labels is not None
+        uncond = Conditioning(labels=-torch.ones_like(cond.labels))
+        return GuidedTeacher(self.teacher)(x_t, t, replace(cond, uncond=uncond))
+
+
+def test_one_pass_of_embedded_guidance_is_two_of_classifier_free(
+    mixture_2d: GaussianMixture, generator: torch.Generator
+) -> None:
+    denoiser = MixtureDenoiser(mixture_2d, FlowSchedule())
+    x_t, t = noisy(generator)
+    for scale in (1.0, 3.5, 8.0):
+        student = Distilled(denoiser)
+        one_pass = guided(student, scale)
+        two_pass = guided(denoiser, scale)
+        assert isinstance(one_pass, EmbeddedGuidance)
+        assert isinstance(two_pass, ClassifierFreeGuidance)
+        expected = two_pass(x_t, t, labelled())
+        torch.testing.assert_close(one_pass(x_t, t, labelled()).x0, expected.x0)
+        (cond,) = student.asked
+        assert cond is not None
+        assert cond.uncond is None
+        assert cond.guidance_scale is not None
+        assert cond.guidance_scale.tolist() == [scale] * 6
+
+
+def test_one_sample_s_conditioning_is_expanded(
+    mixture_2d: GaussianMixture, generator: torch.Generator
+) -> None:
+    x_t, t = noisy(generator)
+    student = Distilled(MixtureDenoiser(mixture_2d, FlowSchedule()))
+    alone = guided(student, 2.0)(x_t, t, Conditioning(labels=torch.tensor([1])))
+    together = guided(student, 2.0)(x_t, t, Conditioning(labels=torch.ones(6, dtype=torch.long)))
+    assert torch.equal(alone.x0, together.x0)
+
+
+@pytest.mark.parametrize("scale", [0.99, 8.01, -4.0])
+def test_scales_that_were_not_distilled_are_refused(
+    scale: float, mixture_2d: GaussianMixture
+) -> None:
+    student = Distilled(MixtureDenoiser(mixture_2d, FlowSchedule()))
+    with pytest.raises(ValueError, match="guidance scales of 1 to 8"):
+        guided(student, scale)
