@@ -44,10 +44,14 @@ class FieldConfig:
     blob_logit: float = 1.0
     blob_radius: float = 0.3
     outside_logit: float = -6.0
+    color_channels: int = 3
+    bounded_colors: bool = True
 
     def __post_init__(self) -> None:
         if self.hidden_dim < 1:
             raise ValueError(f"hidden_dim must be at least 1, got {self.hidden_dim}")
+        if self.color_channels < 1:
+            raise ValueError(f"color_channels must be at least 1, got {self.color_channels}")
         for name in ("half_extent", "density_scale", "blob_radius"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -59,7 +63,9 @@ class FieldConfig:
 
 
 class RadianceField(nn.Module):
-    """Density [N] (per world unit, >= 0) and albedo [N, 3] in [0, 1] of world points [N, 3].
+    """Density [N] (per world unit, >= 0) and albedo [N, C] of world points [N, 3].
+
+    The albedo is RGB in [0, 1] unless the config says otherwise.
 
     Colour does not depend on the direction of view, so that what is optimised is what a textured
     mesh can hold. Points outside the ball have density zero and pass it no gradient.
@@ -79,7 +85,8 @@ class RadianceField(nn.Module):
         self.config = config
         self.encoding = HashGrid(config.hash_grid, backend, generator)
         self.hidden = nn.Linear(self.encoding.out_dim, config.hidden_dim)
-        self.head = nn.Linear(config.hidden_dim, 4)  # density logit, then three colour logits
+        # The density's logit, then the colour's.
+        self.head = nn.Linear(config.hidden_dim, 1 + config.color_channels)
         with torch.no_grad():
             for layer in (self.hidden, self.head):
                 bound = layer.in_features**-0.5
@@ -98,14 +105,14 @@ class RadianceField(nn.Module):
         return self._density_of(logit[:, 0], points)
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(density [N], albedo [N, 3])."""
+        """(density [N], albedo [N, C])."""
         out = self.head(self._features(points))
-        return self._density_of(out[:, 0], points), torch.sigmoid(out[:, 1:])
+        return self._density_of(out[:, 0], points), self._color_of(out[:, 1:])
 
     def with_normals(
         self, points: Tensor, *, create_graph: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(density [N], albedo [N, 3], unit outward normals [N, 3]) with one encoding.
+        """(density [N], albedo [N, C], unit outward normals [N, 3]) with one encoding.
 
         The normal is the descent direction of the density logit, which is that of the density
         itself without its vanishing scale in empty space. With create_graph the normals carry
@@ -118,7 +125,7 @@ class RadianceField(nn.Module):
             slope = self._slope(at, encoded, out[:, 0], keep=keep, create_graph=create_graph)
             normals = -functional.normalize(slope, dim=-1, eps=1e-12)
             density = self._density_of(out[:, 0], at)
-            albedo = torch.sigmoid(out[:, 1:])
+            albedo = self._color_of(out[:, 1:])
         if not create_graph:
             normals = normals.detach()
         if not keep:
@@ -177,6 +184,9 @@ class RadianceField(nn.Module):
         c = self.config
         squared = (points * points).sum(dim=-1)
         return (c.blob_logit - c.outside_logit) * torch.exp(squared * (-0.5 / c.blob_radius**2))
+
+    def _color_of(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits) if self.config.bounded_colors else logits
 
     def _density_of(self, logit: Tensor, points: Tensor) -> Tensor:
         inside = points.detach().square().sum(dim=-1) <= self.config.half_extent**2

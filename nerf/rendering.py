@@ -34,7 +34,7 @@ FIRST_ROUND = 8
 
 
 class VolumeField(Protocol):
-    """What can be rendered: points [N, 3] in the world to density [N] and albedo [N, 3]."""
+    """What can be rendered: points [N, 3] in the world to density [N] and albedo [N, C]."""
 
     @property
     def aabb(self) -> Aabb: ...
@@ -99,8 +99,9 @@ class Surface:
 class Rendered:
     """Images in the rays' leading shape [...].
 
-    rgb: [..., 3]; opacity: [...] in [0, 1]; depth: [...], the mean distance of what is seen, 0
-    where nothing is; normals: [..., 3], the weighted mean (not unit) of the samples', or None.
+    rgb: [..., C], in whatever channels the field's albedo has; opacity: [...] in [0, 1]; depth:
+    [...], the mean distance of what is seen, 0 where nothing is; normals: [..., 3], the weighted
+    mean (not unit) of the samples', or None.
     surface: what was rendered, sample by sample.
     """
 
@@ -112,7 +113,7 @@ class Rendered:
 
     @property
     def images(self) -> Tensor:
-        """rgb as [V, 3, H, W], for rays of shape [V, H, W, 3]."""
+        """rgb as [V, C, H, W], for rays of shape [V, H, W, 3]."""
         return self.rgb.movedim(-1, -3)
 
 
@@ -140,7 +141,7 @@ def render(
     """Render rays of shape [..., 3]; the first axis counts views.
 
     occupancy: cells to march through, None for all. background: colours that broadcast against
-    [..., 3], such as [V, 1, 1, 3]; None is black. generator: shifts each ray's samples at random
+    [..., C], such as [V, 1, 1, 3]; None is black. generator: shifts each ray's samples at random
     (training); None does not. shader: colours from albedo and normals; None shows the albedo.
     with_normals: fill in normals (a shader implies it); create_graph: let them carry gradients.
     """
@@ -171,10 +172,11 @@ def render(
     channels = [rgb, middle[:, None]] + ([] if normals is None else [normals])
     seen, transmittance, weights = composite(density, torch.cat(channels, dim=-1), samples)
     opacity = 1 - transmittance
-    pixels = seen[:, :3].reshape(*shape, 3)
+    seen, middle, mean_normal = seen.split([rgb.shape[1], 1, seen.shape[1] - rgb.shape[1] - 1], 1)
+    pixels = seen.reshape(*shape, rgb.shape[1])
     if background is not None:
         pixels = pixels + transmittance.reshape(*shape, 1) * background
-    depth = seen[:, 3] / opacity.clamp(min=1e-6)
+    depth = middle[:, 0] / opacity.clamp(min=1e-6)
     surface = Surface(
         samples,
         positions,
@@ -189,7 +191,7 @@ def render(
         pixels,
         opacity.reshape(shape),
         depth.reshape(shape),
-        None if normals is None else seen[:, 4:7].reshape(*shape, 3),
+        None if normals is None else mean_normal.reshape(*shape, 3),
         surface,
     )
 

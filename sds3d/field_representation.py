@@ -15,7 +15,7 @@ from nerf.field import FieldConfig, RadianceField
 from nerf.hash_grid import HashGridConfig
 from nerf.occupancy import OccupancyConfig, OccupancyGrid
 from nerf.regularizers import normal_smoothness, opacity_entropy, orientation_loss
-from nerf.rendering import RenderConfig, Rendered, render
+from nerf.rendering import RenderConfig, Rendered, VolumeField, render
 
 from .config import GenerateConfig, OptimizeConfig
 from .events import Listener
@@ -40,13 +40,22 @@ class FieldRepresentation(nn.Module):
 
     Args:
         number: Which of the particles of a run it is; another one starts elsewhere.
+        latent_channels: Of latents that the field holds instead of RGB; 0 is RGB.
     """
 
-    def __init__(self, options: OptimizeConfig, seed: int, number: int, device: str) -> None:
+    def __init__(
+        self,
+        options: OptimizeConfig,
+        seed: int,
+        number: int,
+        device: str,
+        *,
+        latent_channels: int = 0,
+    ) -> None:
         super().__init__()
         self.options = options
         self.device = torch.device(device)
-        self.field = make_field(options, seed, number).to(self.device)
+        self.field = make_field(options, seed, number, latent_channels).to(self.device)
         self.occupancy = OccupancyGrid(
             self.field.aabb,
             OccupancyConfig(
@@ -58,6 +67,11 @@ class FieldRepresentation(nn.Module):
     @property
     def finest_side(self) -> int:
         return self.options.resolutions[-1]
+
+    @property
+    def colored(self) -> VolumeField:
+        """The field with its colours in RGB."""
+        return self.field
 
     def groups(self) -> Sequence[ParameterGroup]:
         """The hash grid, and the MLP."""
@@ -80,14 +94,27 @@ class FieldRepresentation(nn.Module):
         return ring(count, elevation_deg)
 
     def show(self, views: Views, progress: float, generator: torch.Generator) -> Shown:
+        background = random_background(len(views.azimuth_deg), generator).to(self.device)
+        return self.shown(self.field, background, views, progress, generator)
+
+    def shown(
+        self,
+        field: VolumeField,
+        background: Tensor,
+        views: Views,
+        progress: float,
+        generator: torch.Generator,
+        *,
+        latent: bool = False,
+    ) -> Shown:
+        """What `field` shows before plain backgrounds [V, C]."""
         options = self.options
         resolution = resolution_at(options, progress)
         c2w = orbit_c2w(views.azimuth_deg, views.elevation_deg, views.distance, device=self.device)
         rays_o, rays_d = camera_rays(c2w, FOVY_DEG, resolution, resolution)
-        background = random_background(len(c2w), generator).to(self.device)
         needs_normals = options.orientation_weight > 0
         rendered = render(
-            self.field,
+            field,
             self.occupancy,
             rays_o,
             rays_d,
@@ -102,6 +129,7 @@ class FieldRepresentation(nn.Module):
             opacity=rendered.opacity.detach(),
             samples=len(rendered.surface.samples),
             penalty=lambda g: regularization(options, self.field, rendered, g),
+            latent=latent,
         )
 
     @torch.no_grad()
@@ -109,7 +137,7 @@ class FieldRepresentation(nn.Module):
         c2w = orbit_c2w(views.azimuth_deg, views.elevation_deg, views.distance, device=self.device)
         rays_o, rays_d = camera_rays(c2w, FOVY_DEG, side, side)
         return render(
-            self.field,
+            self.colored,
             self.occupancy,
             rays_o,
             rays_d,
@@ -128,8 +156,10 @@ class FieldRepresentation(nn.Module):
         return write_mesh(self, config, folder, on_event)
 
 
-def make_field(options: OptimizeConfig, seed: int, number: int = 0) -> RadianceField:
-    """The field before its first step."""
+def make_field(
+    options: OptimizeConfig, seed: int, number: int = 0, latent_channels: int = 0
+) -> RadianceField:
+    """The field before its first step, of RGB or of that many latent channels."""
     grid = HashGridConfig(
         n_levels=options.field.n_levels,
         n_features=options.field.n_features,
@@ -138,7 +168,12 @@ def make_field(options: OptimizeConfig, seed: int, number: int = 0) -> RadianceF
         per_level_scale=options.field.per_level_scale,
     )
     return RadianceField(
-        FieldConfig(hash_grid=grid, hidden_dim=options.field.hidden_dim),
+        FieldConfig(
+            hash_grid=grid,
+            hidden_dim=options.field.hidden_dim,
+            color_channels=latent_channels or 3,
+            bounded_colors=latent_channels == 0,
+        ),
         generator=torch.Generator().manual_seed(step_seed(seed, -1 - number)),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,12 +20,13 @@ from torch.nn import functional as F
 
 from core.denoiser import Conditioning, Denoiser
 from core.distillation.score.sds import surrogate_loss
-from core.teachers.teacher import encode_for, free_text_encoders
+from core.teachers.teacher import LatentTeacher, encode_for, free_text_encoders
 
 from .agreement import is_due, is_kept, measure_agreement
 from .config import GenerateConfig, OptimizeConfig
 from .errors import Diverged
 from .events import Event, Health, Step, Warning
+from .latent_representation import latent_reading
 from .optimizer_state import gradients_finite, load_moments, moments_of
 from .representation import Representation
 from .runs import CheckpointFile
@@ -98,16 +99,18 @@ def optimize(
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
     observe: Callable[[Optimization], None] | None = None,
+    particles: Sequence[Representation] | None = None,
 ) -> Optimized:
     """Optimise for `config.prompt`, going on from `checkpoint` where it holds a state.
 
+    `particles` are what is optimised, where it does not begin as `sds3d.targets` has it.
     `should_stop` is asked after every step; when it says yes the state is saved and `stopped` set.
     `observe` is shown the state after every step, to look at and not to change.
     A step whose result is not finite is undone, and the learning rate halved; after three of these
     Diverged is raised. Raises the errors of `sds3d.errors`.
     """
     options = config.optimize
-    loop = Optimization(config, teacher)
+    loop = Optimization(config, teacher, particles)
     if loop.supervision.view_prompts is not None and loop.supervision.view_prompts.are_one:
         on_event(
             Warning("the teacher reads all view prompts alike: --view-prompts changes nothing here")
@@ -198,7 +201,12 @@ class StepReport:
 class Optimization:
     """The state of a run and its one step."""
 
-    def __init__(self, config: GenerateConfig, teacher: Teacher) -> None:
+    def __init__(
+        self,
+        config: GenerateConfig,
+        teacher: Teacher,
+        particles: Sequence[Representation] | None = None,
+    ) -> None:
         self.options = config.optimize
         self.seed = config.seed
         self.teacher = teacher
@@ -210,10 +218,15 @@ class Optimization:
         self.cond = self.supervision.cond
         # What a run asks is encoded by now.
         free_text_encoders(teacher)
-        self.particles = [
-            represent(config, teacher.image_size, number)
-            for number in range(self.options.particles)
-        ]
+        reading = latent_reading(self.options, teacher)
+        self.particles: list[Representation] = (
+            [
+                represent(config, teacher.image_size, number, reading)
+                for number in range(self.options.particles)
+            ]
+            if particles is None
+            else list(particles)
+        )
         groups = [group for particle in self.particles for group in particle.groups()]
         self._first_rates = [group.learning_rate for group in groups]
         self.optimizer = torch.optim.Adam(
@@ -241,14 +254,11 @@ class Optimization:
         together = self.supervision.views_per_object
         views = in_rings(particle.views(generator), together)
         shown = particle.show(views, progress, generator)
-        images = F.interpolate(
-            shown.images, (self.teacher_size, self.teacher_size), mode="bilinear"
-        )
-        x = 2.0 * images - 1.0
+        x = resized(shown.images, self.teacher, latent=shown.latent)
         clock.lap("render")
 
         t = sample_timesteps(options, progress, len(x), generator, together).to(self.device)
-        judged = encode_for(self.teacher, x)
+        judged = x if shown.latent else encode_for(self.teacher, 2.0 * x - 1.0)
         gradient = self.supervision.gradient(judged.detach(), t, views, generator)
         clock.lap("teacher")
 
@@ -336,6 +346,16 @@ class Optimization:
         """Each particle with what its names in a checkpoint begin with; the first with nothing."""
         for number, particle in enumerate(self.particles):
             yield f"particle{number + 1}." if number else "", particle
+
+
+def resized(images: Tensor, teacher: Teacher, *, latent: bool) -> Tensor:
+    """Images or latents at the size in which the teacher takes them."""
+    side = teacher.image_size
+    size = (side, side)
+    if latent:
+        assert isinstance(teacher, LatentTeacher)
+        size = teacher.latent_shape[1:]
+    return F.interpolate(images, size, mode="bilinear")
 
 
 def sample_timesteps(

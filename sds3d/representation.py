@@ -36,7 +36,8 @@ class Shown:
     """What the views of one step showed.
 
     Attributes:
-        images: [V, 3, H, W] in [0, 1], differentiable.
+        images: [V, 3, H, W] in [0, 1], differentiable; where `latent`, what the teacher's
+            autoencoder would make of them, [V, C, h, w].
         opacity: [V, H, W], detached; 1 where everything is covered.
         samples: Points at which the field was asked; 0 where there is none.
         penalty: The weighted regularisers of what was shown, a scalar with a gradient. Draws from
@@ -47,6 +48,7 @@ class Shown:
     opacity: Tensor
     samples: int
     penalty: Callable[[torch.Generator], Tensor]
+    latent: bool = False
 
 
 class Representation(Protocol):

@@ -225,6 +225,14 @@ def _check_views(options: OptimizeConfig, teacher: Encoder) -> None:
             f"--views-per-step is {options.views_per_step}: this teacher judges {together} views "
             f"of an object together; give {together} or a multiple of it"
         )
+    refine = options.refine
+    second = refine.refine_steps > 0 and not refine.refine_teacher
+    if second and refine.refine_views_per_step % together:
+        raise ConfigError(
+            f"--refine-views-per-step is {refine.refine_views_per_step}: this teacher judges "
+            f"{together} views of an object together; give {together} or a multiple of it, or "
+            "another --refine-teacher"
+        )
 
 
 def _fake_score(options: OptimizeConfig, teacher: Encoder, seed: int) -> FakeScore:

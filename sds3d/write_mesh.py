@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,30 @@ def write_mesh(
     EmptyField where the field has no surface, and the errors of `sds3d.export` where the mesh does
     not pass its gate or the folder cannot be written.
     """
+    field = particle.colored
+
+    def extract(settings: meshes.MeshConfig) -> meshes.ExtractedMesh:
+        return meshes.extract_mesh(
+            field.density,
+            lambda points: field(points)[1],
+            settings,
+            views=opacity_views(particle, config),
+            device=config.device,
+        )
+
+    return write_extracted(extract, config, folder, on_event)
+
+
+def write_extracted(
+    extract: Callable[[meshes.MeshConfig], meshes.ExtractedMesh],
+    config: GenerateConfig,
+    folder: Path,
+    on_event: Listener,
+) -> dict[str, Any]:
+    """As `write_mesh`, of whatever mesh `extract` makes."""
     started = time.perf_counter()
     on_event(Stage("mesh"))
-    extracted = _extract(particle, config, on_event)
+    extracted = _extracted(extract, config.mesh, on_event)
     meshed = time.perf_counter()
     on_event(Stage("export"))
     exported = export_mesh(extracted.mesh, folder, formats=config.mesh.formats)
@@ -53,32 +75,22 @@ def write_mesh(
     }
 
 
-def _extract(
-    particle: FieldRepresentation, config: GenerateConfig, on_event: Listener
+def _extracted(
+    extract: Callable[[meshes.MeshConfig], meshes.ExtractedMesh],
+    mesh: MeshConfig,
+    on_event: Listener,
 ) -> meshes.ExtractedMesh:
-    field = particle.field
-    views = opacity_views(particle, config)
-
-    def extract(colors: bool) -> meshes.ExtractedMesh:
-        return meshes.extract_mesh(
-            field.density,
-            lambda points: field(points)[1],
-            _mesh_config(config.mesh, texture=colors),
-            views=views,
-            device=config.device,
-        )
-
     try:
         try:
-            return extract(config.mesh.texture_size > 0)
+            return extract(_mesh_config(mesh, texture=mesh.texture_size > 0))
         except meshes.AtlasUnavailableError as error:
             on_event(Warning(f"colours are stored per vertex, not in a texture: {error}"))
-            return extract(False)
+            return extract(_mesh_config(mesh, texture=False))
     except meshes.EmptySurfaceError as error:
         raise EmptyField(
             f"the optimised field has no surface ({error}): try another --seed or more --steps"
         ) from error
-    except meshes.NonFiniteDensityError as error:
+    except (meshes.NonFiniteDensityError, meshes.NonFiniteColorError) as error:
         raise Sds3dError(f"the optimised field is damaged: {error}") from error
 
 
@@ -95,17 +107,22 @@ def _mesh_config(mesh: MeshConfig, *, texture: bool) -> meshes.MeshConfig:
 @torch.no_grad()
 def opacity_views(particle: FieldRepresentation, config: GenerateConfig) -> meshes.FieldViews:
     """What the field looks like from 8 sides, alternately from a little and from well above."""
-    azimuths_deg = [360.0 * view / ISO_VIEWS for view in range(ISO_VIEWS)]
-    elevations_deg = [ISO_ELEVATIONS_DEG[view % 2] for view in range(ISO_VIEWS)]
-    c2w = orbit_c2w(azimuths_deg, elevations_deg, DISTANCE, device=config.device)
+    c2w = iso_cameras(config.device)
     settings = RenderConfig(step_size=config.optimize.step_size)
     opacity = []
     for pose in c2w:
         rays_o, rays_d = camera_rays(pose[None], FOVY_DEG, ISO_SIDE, ISO_SIDE)
-        rendered = render(particle.field, particle.occupancy, rays_o, rays_d, settings)
+        rendered = render(particle.colored, particle.occupancy, rays_o, rays_d, settings)
         opacity.append(rendered.opacity)
     return meshes.FieldViews(
         opacity=torch.cat(opacity).float().cpu().numpy(),
         c2w=c2w.cpu().numpy(),
         fovy_deg=FOVY_DEG,
     )
+
+
+def iso_cameras(device: str) -> torch.Tensor:
+    """The 8 poses [8, 4, 4] from which silhouettes are compared."""
+    azimuths_deg = [360.0 * view / ISO_VIEWS for view in range(ISO_VIEWS)]
+    elevations_deg = [ISO_ELEVATIONS_DEG[view % 2] for view in range(ISO_VIEWS)]
+    return orbit_c2w(azimuths_deg, elevations_deg, DISTANCE, device=device)

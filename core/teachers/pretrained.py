@@ -230,6 +230,9 @@ class PretrainedTeacher(ABC):
 class LatentPretrainedTeacher(PretrainedTeacher):
     """A `PretrainedTeacher` of latents."""
 
+    latents_to_rgb: ClassVar[tuple[tuple[float, float, float], ...] | None] = None
+    """What each channel of the latents adds to R, G and B in [-1, 1], roughly, where one knows."""
+
     autoencoder: Autoencoder
     latent_shape: tuple[int, int, int]
 

@@ -22,7 +22,17 @@ from core.teachers.pretrained import LatentPretrainedTeacher, TextFeatures, Text
 from core.teachers.teacher import TeacherOptions
 from core.teachers.unet import UNET_LORA, load_unet
 
-__all__ = ["StableDiffusionTeacher"]
+__all__ = ["LATENTS_TO_RGB", "StableDiffusionTeacher"]
+
+LATENTS_TO_RGB = (
+    (0.298, 0.207, 0.208),
+    (0.187, 0.286, 0.173),
+    (-0.158, 0.189, 0.264),
+    (-0.184, -0.271, -0.473),
+)
+"""What each latent channel of Stable Diffusion 1 and 2 adds to R, G and B in [-1, 1], about: the
+matrix with which Latent-NeRF (arXiv 2211.07600, Section 3.2) begins its refinement in RGB, from
+its authors' program."""
 
 
 class StableDiffusionTeacher(LatentPretrainedTeacher):
@@ -32,6 +42,7 @@ class StableDiffusionTeacher(LatentPretrainedTeacher):
     """
 
     published_dtype = torch.float16
+    latents_to_rgb = LATENTS_TO_RGB
     lora_places = UNET_LORA
     unet_class: ClassVar[type[UNet2DConditionModel]] = UNet2DConditionModel
 

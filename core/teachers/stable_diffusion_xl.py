@@ -24,6 +24,8 @@ class StableDiffusionXLTeacher(StableDiffusionTeacher):
     with zero features where the folder says so, as the published model does.
     """
 
+    latents_to_rgb = None  # it has an autoencoder of its own
+
     @property
     def text_readers(self) -> Sequence[TextReader]:
         return (

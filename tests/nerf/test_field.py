@@ -123,6 +123,7 @@ def test_generator_decides_every_parameter():
     ("arguments", "words"),
     [
         ({"hidden_dim": 0}, "hidden_dim"),
+        ({"color_channels": 0}, "color_channels"),
         ({"half_extent": 0.0}, "half_extent"),
         ({"density_scale": -1.0}, "density_scale"),
         ({"blob_radius": float("nan")}, "blob_radius"),
@@ -164,3 +165,18 @@ def test_a_field_that_is_frozen_has_normals_too():
     made.requires_grad_(False)
     assert torch.equal(made.normals(at), expected)
     assert torch.equal(made.with_normals(at)[2], expected)
+
+
+def test_colours_of_any_channels_need_no_bound():
+    made, at = field(rough=1.0, color_channels=5, bounded_colors=False), points()
+    density, albedo = made(at)
+    assert albedo.shape == (200, 5)
+    assert albedo.min() < 0
+    with torch.no_grad():
+        made.head.weight *= 20
+    _, stretched = made(at)
+    assert stretched.max() > 1
+    bounded = field(rough=1.0, color_channels=5)
+    torch.testing.assert_close(bounded(at)[1], torch.sigmoid(albedo))
+    torch.testing.assert_close(made.with_normals(at)[1], stretched)
+    assert density.shape == (200,)

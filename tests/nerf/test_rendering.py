@@ -342,3 +342,40 @@ def test_a_density_of_nan_shows():
 def test_bad_settings_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         RenderConfig(**arguments)
+
+
+def test_each_channel_of_a_colour_is_rendered_as_if_it_were_alone():
+    """The image is linear in the albedo, whatever the number of its channels."""
+    rays_o, rays_d = view()
+    colour = (0.2, -1.5, 3.0, 0.7)
+
+    class Uneven(Medium):
+        def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
+            return self.formula(points), self.colour.to(points) * (1 + points[:, :1])
+
+    config = RenderConfig(step_size=0.1, **EXACT)
+    back = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=rays_o.dtype)
+    together = render(
+        Uneven(constant(0.8), colour),
+        None,
+        rays_o,
+        rays_d,
+        config,
+        background=back,
+        with_normals=True,
+    )
+    assert together.rgb.shape == (*rays_o.shape[:-1], 4)
+    assert together.images.shape == (2, 4, 12, 12)
+    for channel in range(4):
+        alone = render(
+            Uneven(constant(0.8), colour[channel : channel + 1]),
+            None,
+            rays_o,
+            rays_d,
+            config,
+            background=back[channel],
+            with_normals=True,
+        )
+        torch.testing.assert_close(alone.rgb[..., 0], together.rgb[..., channel])
+        torch.testing.assert_close(alone.depth, together.depth)
+        torch.testing.assert_close(alone.normals, together.normals)
