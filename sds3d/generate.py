@@ -31,6 +31,14 @@ from .config import (
 from .device import resolve_device
 from .errors import Interrupted, RunError, TeacherError
 from .events import Event, Listener, Result, Stage, Step, Warning, ignore_event
+from .refine import (
+    SecondStage,
+    check_refine_teacher,
+    first_stage,
+    numbered,
+    refine,
+    refine_checkpoint,
+)
 from .runs import CheckpointFile, RunFolder
 
 if TYPE_CHECKING:
@@ -39,7 +47,7 @@ if TYPE_CHECKING:
 
 ShouldStop = Callable[[], bool]
 
-_OF_THE_OPTIMISATION = ("agreement", "health", "optimize_seconds", "peak_memory_bytes")
+_OF_THE_OPTIMISATION = ("agreement", "health", "optimize_seconds", "peak_memory_bytes", "refine")
 
 
 class Teacher(Protocol):
@@ -130,6 +138,7 @@ def generate(
     the same call without it goes on to the last step. Raises the errors of `sds3d.errors`.
     """
     make_writable_folder(config.out)
+    check_refine_teacher(config)
     parts = parts or standard_parts(config.teacher)
     config = dataclasses.replace(config, device=resolve_device(config.device))
     started = time.perf_counter()
@@ -160,6 +169,7 @@ def resume(
     """
     run = RunFolder.open(path, on_event)
     make_writable_folder(path)
+    check_refine_teacher(run.config)
     parts = parts or standard_parts(run.config.teacher)
     config = _on_device(run, device)
     with run.locked(), _interruptible(run):
@@ -204,9 +214,11 @@ def export_run(
         parts = parts or standard_parts(run.config.teacher)
         config = dataclasses.replace(_on_device(run, device), mesh=mesh)
         teacher = _load_same_teacher(parts, run, config)
-        if not made_every_step(before, run.config):
+        ended = not made_every_step(before, run.config)
+        if ended:
             parts = dataclasses.replace(parts, optimize=_without_steps(parts.optimize))
-        return _complete(run, config, teacher, parts, {}, should_stop, before)
+        second = not ended or refine_checkpoint(path, run.emit).exists()
+        return _complete(run, config, teacher, parts, {}, should_stop, before, second=second)
 
 
 def _on_device(run: RunFolder, device: DeviceName) -> GenerateConfig:
@@ -243,7 +255,7 @@ def _load_same_teacher(parts: Parts, run: RunFolder, config: GenerateConfig) -> 
 def made_every_step(result: dict[str, Any], config: GenerateConfig) -> bool:
     """Whether the run of this result.json went to its last step, not only to where it was ended."""
     steps = result.get("steps")
-    return isinstance(steps, int) and steps >= config.optimize.total_steps
+    return isinstance(steps, int) and steps >= config.optimize.all_steps
 
 
 def _is_done(run: RunFolder, result: dict[str, Any]) -> bool:
@@ -271,11 +283,13 @@ def _complete(
     should_stop: ShouldStop,
     before: dict[str, Any] | None,
     should_finish: ShouldStop = never_stop,
+    *,
+    second: bool = True,
 ) -> Generated:
     """Optimise from the checkpoint on, if there is one, then mesh, export and result.json.
 
     Where the checkpoint is already at the last step, what the result `before` says of the
-    optimisation stays true.
+    optimisation stays true. Without `second` a second stage is left out, though it was planned.
     """
     _stop_if_asked(run, should_stop)
     steps_done = 0
@@ -289,21 +303,45 @@ def _complete(
         _stop_if_asked(run, should_stop)
         run.emit(event)
 
+    def asked_to_end() -> bool:
+        return should_stop() or should_finish()
+
+    def check_end(optimized: Optimized) -> None:
+        if optimized.stopped:
+            _stop_if_asked(run, should_stop)
+            if not should_finish():
+                raise Interrupted(run.path)
+
     started = time.perf_counter()
     run.emit(Stage("optimize"))
+    refine_steps = config.optimize.refine.refine_steps if second else 0
     optimized = parts.optimize(
-        config,
+        first_stage(config),
         teacher,
         checkpoint=run.checkpoint,
-        on_event=emit_and_count,
-        should_stop=lambda: should_stop() or should_finish(),
+        on_event=numbered(emit_and_count, 0, refine_steps),
+        should_stop=asked_to_end,
     )
-    if optimized.stopped:
-        _stop_if_asked(run, should_stop)
-        if not should_finish():
-            raise Interrupted(run.path)
+    check_end(optimized)
     report = _report(run, config, optimized)
     seconds = {**seconds, "optimize": time.perf_counter() - started}
+    if refine_steps > 0 and not optimized.stopped:
+        started = time.perf_counter()
+        run.emit(Stage("refine"))
+        refined = refine(
+            optimized,
+            config,
+            teacher,
+            load_teacher=parts.load_teacher,
+            optimize=parts.optimize,
+            folder=run.path,
+            on_event=emit_and_count,
+            should_stop=asked_to_end,
+        )
+        optimized = refined.optimized
+        check_end(optimized)
+        report |= _report_of_refining(report, refined)
+        seconds["refine"] = time.perf_counter() - started
     if before is not None and steps_done == 0:
         seconds |= before["seconds"]
         report |= {name: before[name] for name in _OF_THE_OPTIMISATION if name in before}
@@ -331,6 +369,22 @@ def _interruptible(run: RunFolder) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(run.path) from error
+
+
+def _report_of_refining(report: dict[str, Any], refined: SecondStage) -> dict[str, Any]:
+    """What the second stage adds to the first one's report, and what it puts in its place."""
+    optimized = refined.optimized
+    return {
+        "steps": report["steps"] + optimized.step,
+        "health": list(optimized.health),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "refine": {
+            "teacher": refined.teacher,
+            "steps": optimized.step,
+            "seconds": dict(optimized.seconds),
+            "agreement": [[step, value] for step, value in sorted(optimized.agreement.items())],
+        },
+    }
 
 
 def _report(run: RunFolder, config: GenerateConfig, optimized: Optimized) -> dict[str, Any]:

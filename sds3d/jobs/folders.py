@@ -11,6 +11,7 @@ from sds3d.config import GenerateConfig, folder_name, run_key
 from sds3d.errors import RunError
 from sds3d.events import Listener, ignore_event
 from sds3d.generate import made_every_step
+from sds3d.refine import REFINE_FOLDER, refine_checkpoint
 from sds3d.runs import RunFolder
 
 
@@ -43,10 +44,13 @@ def carry_over(
             return False
         with source.locked():
             state = source.checkpoint.load()
+            second = refine_checkpoint(source.path, on_event).load()
         if state is None or state[1].get("step", 0) > config.optimize.total_steps:
             return False
         target.start()
         target.checkpoint.save(*state)
+        if second is not None:
+            shutil.copytree(source.path / REFINE_FOLDER, target.path / REFINE_FOLDER)
     return True
 
 

@@ -10,8 +10,8 @@ from sds3d.config import GenerateConfig
 def next_rung(config: GenerateConfig) -> tuple[GenerateConfig, str] | None:
     """The same request with less memory and what was made smaller, None at the lowest rung.
 
-    First the views of a step, then their resolution, then the grid of the mesh and its texture:
-    the field itself keeps its size, so that what it can show stays the same.
+    First the views of a step, then their resolution, that of a second stage, then the grid of the
+    mesh and its texture: the field itself keeps its size, so that what it can show stays the same.
     """
     options, mesh = config.optimize, config.mesh
     if options.views_per_step > 1:
@@ -22,6 +22,10 @@ def next_rung(config: GenerateConfig) -> tuple[GenerateConfig, str] | None:
         sides = tuple(min(32, side) for side in options.resolutions)
         text = "views of 32 pixels"
         return _with(config, dataclasses.replace(options, resolutions=sides)), text
+    if options.refine.refine_steps > 0 and options.refine.refine_resolution > 256:
+        refine = dataclasses.replace(options.refine, refine_resolution=256, refine_views_per_step=1)
+        text = "views of 256 pixels in the second stage"
+        return _with(config, dataclasses.replace(options, refine=refine)), text
     if mesh.mesh_resolution > 64 or mesh.texture_size > 512:
         smaller = dataclasses.replace(
             mesh,

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sds3d.config import GenerateConfig, require_number
+from sds3d.config import GenerateConfig, RefineOptions, require_number
 from sds3d.errors import output_error
 from sds3d.jobs.errors import DiskLow, LimitExceeded, QueueFull
 
@@ -25,6 +25,8 @@ class LimitsConfig:
     """Steps of one run, those of every continuation among them."""
     max_render_resolution: int = 256
     """Side of the views that are rendered in a step, in pixels."""
+    max_refine_resolution: int = 512
+    """Side of the second stage's views, in pixels."""
     max_views_per_step: int = 8
     """Views that are rendered in a step."""
     max_mesh_resolution: int = 384
@@ -44,6 +46,7 @@ class LimitsConfig:
         for name in ("max_queued", "max_steps", "max_views_per_step", "max_field_values"):
             require_number(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         require_number("--max-render-resolution", self.max_render_resolution, 8)
+        require_number("--max-refine-resolution", self.max_refine_resolution, 8)
         require_number("--max-mesh-resolution", self.max_mesh_resolution, 16)
         require_number("--max-faces", self.max_faces, 100)
         require_number("--max-texture-size", self.max_texture_size, 64)
@@ -54,10 +57,12 @@ def check_config(config: GenerateConfig, limits: LimitsConfig) -> None:
     """Raise LimitExceeded, naming the option and its limit, where a job asks for too much."""
     options, mesh = config.optimize, config.mesh
     grid = options.field
+    second_teacher = options.refine.refine_teacher or config.teacher
     asked = (
-        ("--steps", options.total_steps, limits.max_steps),
+        ("--steps", options.all_steps, limits.max_steps),
         ("--resolutions", max(options.resolutions), limits.max_render_resolution),
         ("--views-per-step", options.views_per_step, limits.max_views_per_step),
+        *_asked_of_second_stage(options.refine, limits),
         ("--mesh-resolution", mesh.mesh_resolution, limits.max_mesh_resolution),
         ("--max-faces", mesh.max_faces, limits.max_faces),
         ("--texture-size", mesh.texture_size, limits.max_texture_size),
@@ -74,10 +79,23 @@ def check_config(config: GenerateConfig, limits: LimitsConfig) -> None:
         raise LimitExceeded(
             f"--target is {options.target}: jobs make meshes, give sds3d generate for anything else"
         )
-    if limits.teachers is not None and config.teacher not in limits.teachers:
-        raise LimitExceeded(
-            f"--teacher is {config.teacher[:80]!r}: this place allows {', '.join(limits.teachers)}"
-        )
+    for flag, name in (("--teacher", config.teacher), ("--refine-teacher", second_teacher)):
+        if limits.teachers is not None and name not in limits.teachers:
+            raise LimitExceeded(
+                f"{flag} is {name[:80]!r}: this place allows {', '.join(limits.teachers)}"
+            )
+
+
+def _asked_of_second_stage(
+    refine: RefineOptions, limits: LimitsConfig
+) -> list[tuple[str, int, int]]:
+    if refine.refine_steps == 0:
+        return []
+    return [
+        ("--refine-resolution", refine.refine_resolution, limits.max_refine_resolution),
+        ("--refine-views-per-step", refine.refine_views_per_step, limits.max_views_per_step),
+        ("--tetrahedra-resolution", refine.tetrahedra_resolution, limits.max_mesh_resolution),
+    ]
 
 
 def check_queue(waiting: int, limits: LimitsConfig) -> None:
