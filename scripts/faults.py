@@ -6,8 +6,9 @@ For each fault a line: how often it was tried, how many results were lost, files
 not noticed) and ends in a traceback, and the seconds; below it, what the tries came to. A count
 that is not 0 is told with its first cases, and makes the exit code 1. Runs are of five steps on a
 tiny field, with a teacher and an export of milliseconds; all else is the program itself. The disk
-is a small tmpfs where this process may mount one, else RLIMIT_FSIZE; the line says which. With
---json the last line is an object {"faults": {name: counts}, "clean": bool, "seconds": s}.
+is every other time a small tmpfs, where this process may mount one, else RLIMIT_FSIZE; the lines
+below say which. With --json the last line is an object
+{"faults": {name: counts}, "clean": bool, "seconds": s}. Needs a system that can fork.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from .kills import examine, undisturbed
 from .processes import Child
 from .tally import Tally, Trials
 
-HEAD_START_SECONDS = 0.15
+HEAD_START_SECONDS = 0.25
 """Until both processes wait for the moment."""
 
 

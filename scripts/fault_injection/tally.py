@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 SHOWN_TROUBLES = 5
+MOST_CHARACTERS = 2000
+"""Of a trouble, its end."""
 
 
 @dataclass(kw_only=True)
@@ -60,7 +62,7 @@ class Tally:
 
     def _tell(self, kind: str, what: str) -> None:
         if len(self.troubles) < SHOWN_TROUBLES:
-            self.troubles.append(f"{kind}: {what}"[-2000:])
+            self.troubles.append(f"{kind}: {what[-MOST_CHARACTERS:]}")
 
 
 @dataclass(frozen=True, kw_only=True)
