@@ -42,13 +42,15 @@ class Form:
 
     def build_rest(self) -> None:
         """Everything that has a default."""
-        self.negative = gr.Textbox(label="What shall it not be?", placeholder="(optional)")
-        self.preset = gr.Radio(list(PRESETS), value=FIRST_PRESET, label="Preset")
         with gr.Row(elem_classes="bottom"):
-            self.seed = gr.Number(
-                0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="seed"
+            self.preset = gr.Dropdown(
+                list(PRESETS), value=FIRST_PRESET, label="Preset", min_width=130, scale=3
             )
-            self.randomize = gr.Button("Randomize", min_width=120)
+            self.seed = gr.Number(
+                0, label="Seed", precision=0, minimum=0, min_width=90, scale=2, elem_id="seed"
+            )
+            self.randomize = gr.Button("Randomize", min_width=110)
+        self.negative = gr.Textbox(label="What shall it not be?", placeholder="(optional)")
         self.teacher = gr.Dropdown(
             self.teachers,
             value=self.teachers[0],
@@ -81,10 +83,17 @@ class Form:
         head = (self.prompt, self.negative, self.seed, self.preset, self.teacher)
         return [*head, *self.options.values()]
 
+    def teacher_for(self, preset: str) -> str:
+        """The teacher that a preset was made for, where this place has it; else the first."""
+        wanted = PRESETS[cast(PresetName, preset)].teacher if preset in PRESETS else ""
+        known = self.any_teacher or wanted in self.teachers
+        return wanted if wanted and known else self.teachers[0]
+
     def bind(self, quiet: dict[str, Any]) -> None:
         """What happens within the form; `quiet` are gradio's options of a handler."""
         options = list(self.options.values())
         self.preset.input(preset_values, self.preset, options, **quiet)
+        self.preset.input(self.teacher_for, self.preset, self.teacher, **quiet)
         self.randomize.click(
             None,
             None,

@@ -38,6 +38,8 @@ TO_ADDRESS = """(race) => {
   const here = new URL(location);
   if (race) here.searchParams.set('race', race); else here.searchParams.delete('race');
   history.replaceState(null, '', here);
+  if (race && innerWidth < 700) setTimeout(
+    () => document.querySelector('#race-view')?.scrollIntoView({ behavior: 'smooth' }), 300);
 }"""
 
 Seen = dict[str, Any]

@@ -22,10 +22,13 @@ from sds3d.ui.teacher_preview import draw
 REFRESH_SECONDS = 1.5
 MORE_STEPS = 200
 FROM_ADDRESS = "(job, seen) => [new URLSearchParams(location.search).get('job') || '', seen]"
+# On a phone what was asked for is far below the form.
 TO_ADDRESS = """(job) => {
   const here = new URL(location);
   if (job) here.searchParams.set('job', job); else here.searchParams.delete('job');
   history.replaceState(null, '', here);
+  if (job && innerWidth < 700) setTimeout(
+    () => document.querySelector('#status')?.scrollIntoView({ behavior: 'smooth' }), 300);
 }"""
 
 Seen = dict[str, Any]

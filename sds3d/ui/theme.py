@@ -36,9 +36,10 @@ CSS = """
 .examples img { aspect-ratio: 1; background: #fff; display: block; object-fit: cover; width: 100%; }
 .examples span { color: var(--body-text-color); font-size: .75rem; line-height: 1.25;
   padding: .25rem .35rem .3rem; text-align: left; }
-.options { display: grid !important; gap: .6rem !important; align-items: start;
+.options { display: block !important; }
+.options > .form { align-items: stretch; display: grid !important; width: 100%;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 11.5rem), 1fr)); }
-.options > * { min-width: 0 !important; }
+.options > .form > * { min-width: 0 !important; width: 100% !important; }
 .race { display: grid; gap: .8rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); margin-bottom: .6rem; }
 .race article { border: 2px solid var(--border-color-primary); border-radius: .6rem;
