@@ -112,6 +112,10 @@ def distill(
     """
     if config.teacher == TOYBOX:
         # Its students are networks of pictures, begun as copies of the teacher: another business.
+        if config.picture_every > 0:
+            raise BadInput(
+                "--picture-every shows no students of toybox, whose pictures take long: leave it out"
+            )
         from .toybox_run import distill_toybox
 
         return distill_toybox(config, on_event, should_stop)

@@ -159,7 +159,7 @@ class Distillation:
                 f"{' and '.join(map(str, given))}: only the first one's like are shown"
             )
         kept = [t.key for t in alike]
-        return [pieces.notice(said, "warning"), kept, *self.refresh(kept)]
+        return [pieces.notice(said, "warning"), kept, *self.refresh(kept)[:3]]
 
     def stop(self, keys: list[str]) -> list[Any]:
         """Stop the trainings that are shown; they go on from there when asked for again."""

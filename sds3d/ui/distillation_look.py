@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 CSS = """
-#taxonomy { max-height: 27rem; overflow-y: auto; border: 1px solid var(--border-color-primary);
-  border-radius: .5rem; padding: .2rem .8rem .8rem; }
+#taxonomy { max-height: 27rem; overflow: hidden auto !important;
+  border: 1px solid var(--border-color-primary); border-radius: .5rem; padding: .2rem .8rem .8rem; }
 .taxonomy { display: grid; gap: 0 1.2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
 .taxonomy h4 { background: var(--body-background-fill); font-size: .95rem; margin: 0;
@@ -47,6 +47,9 @@ CSS = """
 .students .plot b.line-2 { color: #7c3aed; }
 .students .links { display: flex; flex-wrap: wrap; gap: .3rem .9rem; font-size: .8rem;
   margin-top: .4rem; }
+.students .links a { text-decoration: underline; }
+#made ul.options { max-width: none; }
+#made ul.options li { white-space: normal; width: 100%; }
 .legend { color: var(--body-text-color-subdued); font-size: .8rem; margin: .6rem 0; }
 .legend i { border-radius: 50%; display: inline-block; height: .6rem; margin: 0 .2rem 0 .6rem;
   width: .6rem; }

@@ -55,16 +55,19 @@ class ShippedStudents:
         return f'<article class="card"><h3>{name}</h3><p>{text}</p></article>{drawn}'
 
     def compare(self, prompt: str, steps: float, seed: float) -> str:
-        """The teacher's pictures of the prompt and each student's, in as many steps."""
+        """The teacher's pictures of the prompt in many steps and in few, each student's in few."""
         try:
             options: dict[str, Any] = {
                 "prompt": required_prompt(prompt),
                 "seed": int(seed or 0),
-                "sample_steps": int(steps),
                 "guidance_scale": GUIDANCE,
             }
-            names = [EMBEDDED, *shipped_students()]
-            configs = [PreviewConfig(teacher=name, **options) for name in names]
+            few, many = int(steps), STEPS[-1]
+            asked = [(EMBEDDED, many)] * (few != many)
+            asked += [(name, few) for name in (EMBEDDED, *shipped_students())]
+            configs = [
+                PreviewConfig(teacher=name, sample_steps=taken, **options) for name, taken in asked
+            ]
         except (Sds3dError, TypeError, ValueError, OverflowError) as error:
             return pieces.notice(str(error))
         return f'<div class="shipped">{"".join(map(self._draw, configs))}</div>'

@@ -180,7 +180,8 @@ def test_only_students_alike_are_compared(tab: Distillation, trainings: Training
     for nfe in (1, 2):
         keys += tab.train(PLANE, ["meanflow"], nfe, 40, 0, *ADVANCED)[1]
     _until(lambda: all(t.state == "done" for t in filter(None, map(trainings.get, keys))))
-    said, kept, *_ = tab.compare(keys)
+    said, kept, *shown = tab.compare(keys)
+    assert len(shown) == 3
     assert "same number of evaluations" in said
     assert kept == keys[:1]
     assert tab.compare([])[1] == []
@@ -240,7 +241,8 @@ def test_toybox_shows_what_ships(
     assert ("It needs one pass &lt;b&gt;." in about) is shipped
     assert ("No student of the toybox teacher ships" in about) is not shipped
     drawn = tab.shipped.compare("a red mushroom", 8, 0)
-    assert drawn.count("<img") == (2 if shipped else 1)
+    assert drawn.count("<img") == (3 if shipped else 2)
+    assert "48 evaluations" in drawn
     assert "16 evaluations" in drawn
     assert ("8 evaluations: guidance is in its weights" in drawn) is shipped
     assert "prompt is empty" in tab.shipped.compare(" ", 8, 0)

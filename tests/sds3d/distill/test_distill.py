@@ -139,6 +139,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(
         (["shortcut", "--nfe", "3"], "shortcut is meant for --nfe 1, 2, 4, 8, not for 3"),
         (["kd", "--nfe", "4"], "kd is meant for --nfe 1, not for 4"),
         (["progressive", "--nfe", "3"], "teacher_steps must be nfe times"),
+        (["guidance", "--teacher", "toybox", "--nfe", "8", "--picture-every", "1"], "leave it out"),
         (["kd", "--teacher", "sdxl"], "--teacher is 'sdxl': give one of mixture"),
         (["kd", "--steps", "0"], "--steps is 0"),
     ]:
