@@ -29,7 +29,7 @@ from core.teachers.teacher import (
 from nerf.cameras import orbit_c2w
 from sds3d import doctor, teachers
 from sds3d.agreement import measure_agreement
-from sds3d.config import OptimizeConfig
+from sds3d.config import OptimizeConfig, RefineOptions
 from sds3d.errors import ConfigError
 from sds3d.optimize import Optimization, StepClock
 from sds3d.presets import generate_config
@@ -309,6 +309,10 @@ def test_its_agreement_is_measured_with_one_time_for_all_views(converted: Path) 
     [
         ({"views_per_step": 2}, "--views-per-step is 2: this teacher judges 4 views"),
         ({"views_per_step": 6}, "give 4 or a multiple of it"),
+        (
+            {"views_per_step": 4, "refine": RefineOptions(refine_steps=1)},
+            "--refine-views-per-step is 1: this teacher judges 4 views",
+        ),
         ({"views_per_step": 4, "target": "image"}, "give --no-camera-conditioning"),
     ],
 )
