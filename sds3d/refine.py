@@ -124,6 +124,7 @@ def refine(
     """
     from core.teachers.teacher import set_aside
 
+    from .embedded_guidance import check_supervision
     from .field_representation import FieldRepresentation
     from .surface_representation import SurfaceRepresentation
 
@@ -136,6 +137,7 @@ def refine(
         particles.append(SurfaceRepresentation(particle, stage))
 
     def run(chosen: Any) -> SecondStage:
+        check_supervision(chosen, stage.teacher, stage.optimize, stage.negative_prompt)
         found = {"name": stage.teacher, "weights_sha256": chosen.weights_sha256}
         _same_teacher(checkpoint.folder, found)
         optimized = optimize(
