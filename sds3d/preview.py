@@ -50,7 +50,7 @@ class PreviewConfig:
     sample_steps: int = 24
     """Steps from noise to picture."""
     teacher: TeacherName = "toybox"
-    """The diffusion model that draws: toybox, or the folder of one like it."""
+    """The diffusion model that draws: toybox, toybox-guided, or the folder of one."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA where there is one."""
     out: Path = Path("outputs")
