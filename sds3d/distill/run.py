@@ -114,7 +114,7 @@ def distill(
         # Its students are networks of pictures, begun as copies of the teacher: another business.
         if config.picture_every > 0:
             raise BadInput(
-                "--picture-every shows no students of toybox, whose pictures take long: leave it out"
+                "--picture-every is not for toybox, whose pictures take long to draw: leave it out"
             )
         from .toybox_run import distill_toybox
 

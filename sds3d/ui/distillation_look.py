@@ -48,8 +48,6 @@ CSS = """
 .students .links { display: flex; flex-wrap: wrap; gap: .3rem .9rem; font-size: .8rem;
   margin-top: .4rem; }
 .students .links a { text-decoration: underline; }
-#made ul.options { max-width: none; }
-#made ul.options li { white-space: normal; width: 100%; }
 .legend { color: var(--body-text-color-subdued); font-size: .8rem; margin: .6rem 0; }
 .legend i { border-radius: 50%; display: inline-block; height: .6rem; margin: 0 .2rem 0 .6rem;
   width: .6rem; }
