@@ -34,7 +34,7 @@ BAD = (
     b'{"prompt": "a car", "steps": true}',
     b'{"prompt": "a car", "preset": "slow"}',
     b'{"prompt": "a car", "preset": 1}',
-    b'{"prompt": "a car", "teacher": ""}',
+    b'{"prompt": "a car", "teacher": ["toybox"]}',
     b'{"prompt": "a car", "guidance": 4}',
     b'{"prompt": "a \\u0007 car"}',
     b'{"prompt": "a \\ud800 car"}',
