@@ -34,6 +34,12 @@ TOML = (
     b"nonsense = 3\n", b"teacher.dtype = ", b"1979-05-27\n", b"'''", b"{a = 1}\n", b"[1, 2]\n",
     b"\\u0000", b"a" * 500,
 )  # fmt: skip
+TOML_LINES = (
+    b"allow_download = true\n", b"allow_download = false\n", b"allow_download = 1\n",
+    b'[teachers]\nsd21 = "/data/x"\n', b"[teachers]\nsd21 = 1\n", b"[teachers]\n",
+    b'[teacher]\ndtype = "float16"\n', b"[teacher]\nimage_size = true\n", b"[teacher]\nsize = 1\n",
+    b"teachers = 3\n", b"nonsense = [1]\n", b"# nothing\n",
+)  # fmt: skip
 FLAGS = (
     "--seed", "--steps", "--guidance-scale", "--preset", "--formats", "--max-faces", "--device",
     "--texture-size", "--resolutions", "--timestep-max", "--checkpoint-seconds", "--n-levels",
@@ -142,7 +148,9 @@ def _key(data: bytes) -> str | None:
 def _settings(tally: Tally, trial: Trial, _original: Path) -> None:
     draw = trial.draw
     with _settings_in(trial.folder) as path:
-        path.write_bytes(b"".join(draw.choices(TOML, k=draw.randint(1, 8))))
+        pieces = draw.choice((TOML, TOML_LINES))
+        most = 8 if pieces is TOML else 2
+        path.write_bytes(b"".join(draw.choices(pieces, k=draw.randint(1, most))))
         try:
             settings = read_user_config()
         except ConfigError as error:
