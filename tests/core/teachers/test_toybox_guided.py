@@ -237,7 +237,7 @@ def _cut(path: Path) -> None:
     path.write_bytes(data[: len(data) * 2 // 3])
 
 
-def _edit(change: Callable[[dict[str, Tensor], str], None]) -> Callable[[Path], None]:
+def _edit(change: Callable[[dict[str, Tensor], str], object]) -> Callable[[Path], None]:
     def edit(path: Path) -> None:
         tensors = load_file(path)
         change(tensors, sorted(tensors)[len(tensors) // 2])
