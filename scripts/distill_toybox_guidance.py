@@ -30,7 +30,7 @@ from sds3d.distill.toybox_run import CARD, TEACHER, distill_toybox
 from sds3d.errors import Interrupted, Sds3dError
 from sds3d.progress import progress
 from sds3d.signals import Stop
-from sds3d.teachers import GUIDED_FOLDER, TOYBOX_FOLDER
+from sds3d.teachers import TOYBOX_FOLDER
 from sds3d.toybox.captions import sample_caption
 from train_toybox_teacher import ImageCache
 
@@ -60,8 +60,8 @@ class GuidanceConfig:
     """The teacher's folder."""
     work: Path = Path(".training/guided")
     """Folder of the checkpoint, the measurements and the samples."""
-    out: Path = GUIDED_FOLDER
-    """Where the guided teacher goes."""
+    out: Path = Path(__file__).resolve().parents[1] / "assets" / "toybox-guided"
+    """Where the guided teacher goes: beside the packages, where --teacher toybox-guided looks."""
 
 
 def rendered(teacher: ToyboxTeacher, config: GuidanceConfig) -> Pictures:
