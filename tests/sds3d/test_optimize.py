@@ -422,8 +422,8 @@ def test_a_field_from_which_all_matter_vanished_goes_on_and_says_so(
 ) -> None:
     made = make_field
 
-    def emptied(options: OptimizeConfig, seed: int, number: int) -> Any:
-        found = made(options, seed, number)
+    def emptied(options: OptimizeConfig, seed: int, *which: int) -> Any:
+        found = made(options, seed, *which)
         with torch.no_grad():
             found.head.bias[0] = -1e4
         return found
