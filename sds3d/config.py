@@ -34,7 +34,20 @@ MAX_PROMPT_CHARACTERS = 1000
 _ADDED_LATER = {"added_later": True}
 """Metadata of a field that documents of earlier versions lack: they mean its default."""
 
-PresetName = Literal["fast", "balanced", "quality"]
+PresetName = Literal[
+    "fast",
+    "balanced",
+    "quality",
+    "dreamfusion",
+    "sjc",
+    "magic3d",
+    "prolificdreamer",
+    "luciddreamer",
+    "sdi",
+    "csd",
+    "mvdream",
+    "latent-nerf",
+]
 TeacherName = str
 """The name of a teacher of this program, or the folder of one."""
 
@@ -473,7 +486,7 @@ class GenerateConfig:
     preset: PresetName = "balanced"
     """Named set of options; options given beside it win."""
     teacher: TeacherName = "toybox"
-    """The diffusion model that judges the renders: toybox, or the folder of one like it."""
+    """The diffusion model that judges the renders: toybox, toybox-guided, or the folder of one."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA where there is one."""
     out: Path = Path("outputs")

@@ -138,8 +138,8 @@ def generate(
     the same call without it goes on to the last step. Raises the errors of `sds3d.errors`.
     """
     make_writable_folder(config.out)
+    parts = parts or _standard_parts(config)
     check_refine_teacher(config)
-    parts = parts or standard_parts(config.teacher)
     config = dataclasses.replace(config, device=resolve_device(config.device))
     started = time.perf_counter()
     on_event(Stage("teacher"))
@@ -219,6 +219,15 @@ def export_run(
             parts = dataclasses.replace(parts, optimize=_without_steps(parts.optimize))
         second = not ended or refine_checkpoint(path, run.emit).exists()
         return _complete(run, config, teacher, parts, {}, should_stop, before, second=second)
+
+
+def _standard_parts(config: GenerateConfig) -> Parts:
+    from .presets import missing_teacher
+
+    try:
+        return standard_parts(config.teacher)
+    except TeacherError as error:
+        raise TeacherError(missing_teacher(config, str(error))) from error
 
 
 def _on_device(run: RunFolder, device: DeviceName) -> GenerateConfig:

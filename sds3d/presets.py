@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from .config import FieldOptions, GenerateConfig, MeshConfig, OptimizeConfig, PresetName
 from .errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """The options that a preset sets; every other option keeps its default."""
-
-    optimize: OptimizeConfig
-    mesh: MeshConfig
-
+from .preset import Preset
+from .recipes import RECIPES
 
 FAST = Preset(
     optimize=OptimizeConfig(steps=400),
@@ -36,7 +28,13 @@ QUALITY = Preset(
 )
 """The most that the teacher gives."""
 
-PRESETS: dict[PresetName, Preset] = {"fast": FAST, "balanced": BALANCED, "quality": QUALITY}
+PRESETS: dict[PresetName, Preset] = {
+    "fast": FAST,
+    "balanced": BALANCED,
+    "quality": QUALITY,
+    **RECIPES,
+}
+"""The first three are measured, on the embedded teacher."""
 
 
 def generate_config(
@@ -50,5 +48,26 @@ def generate_config(
     if preset not in PRESETS:
         raise ConfigError(f"--preset is {preset!r}: give one of {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
-    fields: dict[str, Any] = {"optimize": chosen.optimize, "mesh": chosen.mesh, **options}
+    fields: dict[str, Any] = {
+        "optimize": chosen.optimize,
+        "mesh": chosen.mesh,
+        "teacher": chosen.teacher,
+        **options,
+    }
     return GenerateConfig(prompt=prompt, preset=preset, **fields)
+
+
+def missing_teacher(config: GenerateConfig, error: str) -> str:
+    """What to say where a run's teacher cannot be had: which preset asked for it, if one did."""
+    preset = PRESETS[config.preset]
+    if config.teacher != preset.teacher or config.preset not in RECIPES:
+        return error
+    asked = f"--preset {config.preset} is a recipe for the teacher {preset.teacher}"
+    if not preset.obtain:
+        return f"{asked}: {error}"
+    from .user_config import config_path
+
+    return (
+        f"{asked}, which is not here: {preset.obtain} under [teachers] in {config_path()}, or give "
+        "another one with --teacher"
+    )

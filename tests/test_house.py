@@ -308,10 +308,10 @@ def test_every_flag_of_the_readme_is_in_the_help() -> None:
 
 def test_every_preset_is_documented() -> None:
     presets = set(importlib.import_module("sds3d.presets").PRESETS)
-    code = set(re.findall(r"`([a-z]+)`", _readme()))
+    code = set(re.findall(r"`([a-z-]+)`", _readme()))
     assert presets <= code, f"the README does not name {sorted(presets - code)} as `code`"
     commands = "\n".join(" ".join(words) for words in _readme_commands())
-    named = set(re.findall(r"--preset[ =]([a-z]+)\b(?!\|)", commands))
+    named = set(re.findall(r"--preset[ =]([a-z-]+)\b(?!\|)", commands))
     assert named
     assert named <= presets
 

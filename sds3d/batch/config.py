@@ -54,8 +54,8 @@ class BatchConfig:
     """Seed of all randomness."""
     negative_prompt: str = ""
     """What the objects should not be."""
-    teacher: TeacherName = "toybox"
-    """The diffusion model that judges the renders: toybox, or the folder of one like it."""
+    teacher: TeacherName = ""
+    """The diffusion model that judges the renders, where not the preset's: a name or a folder."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA where there is one."""
 

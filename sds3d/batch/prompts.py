@@ -112,6 +112,8 @@ def _item(raw: bytes, config: BatchConfig, as_json: bool) -> GenerateConfig:
     }
     values |= _object(text) if as_json else {"prompt": text}
     steps, preset = values.pop("steps"), values.pop("preset")
+    if not values["teacher"]:
+        del values["teacher"]
     made = generate_config(_preset(preset), device=config.device, out=config.out, **values)
     if steps is not None:
         made = replace(made, optimize=replace(made.optimize, steps=steps))

@@ -60,7 +60,7 @@ def test_a_config_survives_json_exactly(preset: Any) -> None:
 
 def test_presets_differ_and_explicit_options_win() -> None:
     keys = {run_key(generate_config(name, prompt="p"), WEIGHTS) for name in PRESETS}
-    assert len(keys) == len(PRESETS) == 3
+    assert len(keys) == len(PRESETS) == 12
     mesh = MeshConfig(max_faces=123)
     config = generate_config("fast", prompt="p", mesh=mesh)
     assert config.mesh is mesh

@@ -30,7 +30,10 @@ RADIUS = 0.62
 COLOR = (0.9, 0.2, 0.1)
 
 REFINE = RefineOptions(
-    refine_steps=3, refine_resolution=16, tetrahedra_resolution=14, refine_fovy_range_deg=(40, 40)
+    refine_steps=3,
+    refine_resolution=16,
+    tetrahedra_resolution=14,
+    refine_fovy_range_deg=(40.0, 40.0),
 )
 
 
