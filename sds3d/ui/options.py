@@ -73,6 +73,8 @@ LABELS = {
     "lora_rank": "LoRA rank",
     "lora_learning_rate": "LoRA learning rate",
     "perp_neg": "Perp-Neg",
+    "mlp_learning_rate": "MLP learning rate",
+    "rgb_refinement": "RGB refinement",
     RESOLUTION: "Resolution of the views (px)",
     "mesh_resolution": "Grid of the surface (cells)",
     "elevation_range_deg": "Elevations (degrees)",

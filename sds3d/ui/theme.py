@@ -37,7 +37,8 @@ CSS = """
 .examples span { color: var(--body-text-color); font-size: .75rem; line-height: 1.25;
   padding: .25rem .35rem .3rem; text-align: left; }
 .options { display: block !important; }
-.options > .form { align-items: stretch; display: grid !important; width: 100%;
+.options > .form { align-items: stretch; background: var(--block-background-fill) !important;
+  display: grid !important; width: 100%;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 11.5rem), 1fr)); }
 .options > .form > * { min-width: 0 !important; width: 100% !important; }
 .race { display: grid; gap: .8rem;
