@@ -32,6 +32,7 @@ __all__ = [
     "numbered",
     "refine",
     "refine_checkpoint",
+    "second_stage",
 ]
 
 REFINE_FOLDER = "refine"

@@ -97,7 +97,7 @@ def refined(
 
 
 def test_the_mesh_takes_the_shape_and_the_colour_that_it_is_shown(fakes: Any) -> None:
-    """From a ball of a third of the size, by silhouettes alone; without their rate it stays."""
+    """By pictures alone, from a smaller grey ball; without the rate of its surface it stays."""
     wish = {"surface_learning_rate": 0.15, "texture_learning_rate": 0.05, "refine_resolution": SIZE}
     given = config(fakes, refine_steps=40, refine_views_per_step=3, **wish)
     loop, ious = refined(given, Painter(), 40)
