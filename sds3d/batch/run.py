@@ -102,6 +102,7 @@ def _limits() -> LimitsConfig:
         max_queued=UNLIMITED,
         max_steps=UNLIMITED,
         max_render_resolution=UNLIMITED,
+        max_refine_resolution=UNLIMITED,
         max_views_per_step=UNLIMITED,
         max_mesh_resolution=UNLIMITED,
         max_faces=UNLIMITED,
