@@ -86,7 +86,7 @@ class Knows:
 def test_the_teacher_is_shown_the_rendered_latents_themselves() -> None:
     teacher: Any = Knows()
     loop = Optimization(make_config(), teacher)
-    particle = latent_particle(loop)
+    particle: Any = latent_particle(loop)
     shown: list[Any] = []
     show = particle.show
 

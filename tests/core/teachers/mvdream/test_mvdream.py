@@ -219,7 +219,7 @@ def test_the_doctor_knows_it(converted: Path, published: Path) -> None:
 
 
 def test_the_preview_shows_the_sides_it_draws_together(converted: Path) -> None:
-    teacher = teachers.load_teacher(str(converted), "cpu")
+    teacher: Any = teachers.load_teacher(str(converted), "cpu")
     asked: list[Conditioning] = []
     call = MVDreamTeacher.__call__
 
