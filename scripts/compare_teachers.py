@@ -22,12 +22,13 @@ from typing import Any
 import torch
 import tyro
 
-from sds3d.config import DeviceName, GenerateConfig, require_number
+from sds3d.config import DeviceName, GenerateConfig
 from sds3d.device import resolve_device
 from sds3d.embedded_guidance import check_supervision
 from sds3d.errors import BadInput, Sds3dError
 from sds3d.evaluate.compare import FIGURES, paired_difference, read_reports
 from sds3d.optimize import sample_timesteps
+from sds3d.require import require_number
 from sds3d.supervision import Supervision, supervise
 from sds3d.teachers import load_teacher
 from sds3d.views import sample_views

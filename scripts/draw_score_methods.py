@@ -28,13 +28,14 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from evaluate_teacher import Request, judge
-from sds3d.config import DeviceName, GenerateConfig, ImageOptions, MethodName, OptimizeConfig
+from sds3d.config import DeviceName, GenerateConfig
 from sds3d.device import resolve_device
 from sds3d.errors import Sds3dError
 from sds3d.evaluate.layers import TEACHER_FRAME
 from sds3d.evaluate.raycast import ELEVATION_DEG, SIDE
 from sds3d.evaluate.references import References, cache_folder
 from sds3d.generate import Parts, generate, standard_parts
+from sds3d.optimize_config import ImageOptions, MethodName, OptimizeConfig
 from sds3d.teachers import load_teacher
 from sds3d.toybox.captions import plain_caption
 from sds3d.toybox.scenes import SceneSpec

@@ -28,7 +28,7 @@ from core.guidance import EmbedsGuidance, guided
 from core.solvers.ddim import DDIM
 from core.solvers.sampling import sample
 from core.teachers.toybox import ToyboxTeacher
-from sds3d.config import DeviceName, require_number
+from sds3d.config import DeviceName
 from sds3d.device import resolve_device
 from sds3d.embedded_guidance import check_guidance
 from sds3d.errors import Sds3dError
@@ -52,6 +52,7 @@ from sds3d.evaluate.raycast import ELEVATION_DEG, SIDE
 from sds3d.evaluate.references import References, cache_folder
 from sds3d.preview import PreviewConfig
 from sds3d.progress import eta_text
+from sds3d.require import require_number
 from sds3d.teachers import load_teacher
 from sds3d.toybox.captions import plain_caption
 from sds3d.toybox.colors import COLOR_NAMES

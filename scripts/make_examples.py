@@ -21,7 +21,8 @@ import tyro
 from PIL import Image
 
 from sds3d.atomic import sha256_file, write_atomic
-from sds3d.config import GenerateConfig, PresetName, slug
+from sds3d.config import GenerateConfig, PresetName
+from sds3d.config_json import slug
 from sds3d.generate import Generated, generate
 from sds3d.presets import PRESETS, generate_config
 from sds3d.progress import progress

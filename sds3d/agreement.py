@@ -17,7 +17,7 @@ from core.distillation.score.sds import SDS
 from core.schedule import noise_like
 from core.teachers.teacher import encode_for
 
-from .config import OptimizeConfig
+from .optimize_config import OptimizeConfig
 from .views import Views
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .atomic import PARTIAL_SUFFIX, write_atomic
-from .config import canonical_json
+from .config_json import canonical_json
 from .errors import CorruptCheckpoint, RunError, output_error
 from .events import Listener, Warning, ignore_event
 

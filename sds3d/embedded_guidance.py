@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from core.guidance import EmbedsGuidance
 
-from .config import OptimizeConfig, TeacherName
+from .config import TeacherName
 from .errors import ConfigError
+from .optimize_config import OptimizeConfig
 
 ONE_ANSWER_METHODS = ("sds", "sjc", "hifa", "cds")
 """The methods that ask for the guided answer alone, never for the two that it is made of."""

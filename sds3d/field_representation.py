@@ -17,8 +17,9 @@ from nerf.occupancy import OccupancyConfig, OccupancyGrid
 from nerf.regularizers import normal_smoothness, opacity_entropy, orientation_loss
 from nerf.rendering import RenderConfig, Rendered, VolumeField, render
 
-from .config import GenerateConfig, OptimizeConfig
+from .config import GenerateConfig
 from .events import Listener
+from .optimize_config import OptimizeConfig
 from .representation import ParameterGroup, Shown
 from .seeds import step_seed
 from .views import FOVY_DEG, Views, ring, sample_views

@@ -19,15 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .atomic import make_writable_folder
-from .config import (
-    ALGORITHM_VERSION,
-    DeviceName,
-    Format,
-    GenerateConfig,
-    MeshConfig,
-    TeacherName,
-    to_dict,
-)
+from .config import DeviceName, Format, GenerateConfig, MeshConfig, TeacherName
+from .config_json import ALGORITHM_VERSION, to_dict
 from .device import resolve_device
 from .errors import Interrupted, RunError, TeacherError
 from .events import Event, Listener, Result, Stage, Step, Warning, ignore_event

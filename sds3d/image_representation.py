@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import GenerateConfig, OptimizeConfig
+from .config import GenerateConfig
 from .events import Listener, Stage
+from .optimize_config import OptimizeConfig
 from .representation import ParameterGroup, Shown
 from .seeds import step_seed
 from .views import DISTANCE, Views

@@ -17,9 +17,9 @@ from core.teachers.teacher import LatentTeacher
 from nerf.background import random_background
 from nerf.field import RadianceField
 
-from .config import OptimizeConfig
 from .errors import ConfigError
 from .field_representation import FieldRepresentation
+from .optimize_config import OptimizeConfig
 from .representation import ParameterGroup, Shown
 from .views import Views
 

@@ -23,10 +23,11 @@ from core.distillation.score.sds import surrogate_loss
 from core.teachers.teacher import LatentTeacher, encode_for, free_text_encoders
 
 from .agreement import is_due, is_kept, measure_agreement
-from .config import GenerateConfig, OptimizeConfig
+from .config import GenerateConfig
 from .errors import Diverged
 from .events import Event, Health, Step, Warning
 from .latent_representation import latent_reading
+from .optimize_config import OptimizeConfig
 from .optimizer_state import gradients_finite, load_moments, moments_of
 from .representation import Representation
 from .runs import CheckpointFile

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import MeshConfig, OptimizeConfig, TeacherName
+from .config import MeshConfig, TeacherName
+from .optimize_config import OptimizeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .config import FieldOptions, GenerateConfig, MeshConfig, OptimizeConfig, PresetName
+from .config import GenerateConfig, MeshConfig, PresetName
 from .errors import ConfigError
+from .optimize_config import FieldOptions, OptimizeConfig
 from .preset import Preset
 from .recipes import RECIPES
 

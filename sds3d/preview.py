@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from .atomic import make_writable_folder
-from .config import DeviceName, TeacherName, clean_prompt, require_number, required_prompt, slug
+from .config import DeviceName, TeacherName, clean_prompt, required_prompt
+from .config_json import slug
 from .events import Listener, Warning, ignore_event
+from .require import require_number
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .config import FieldOptions, MeshConfig, OptimizeConfig, PresetName, RefineOptions
+from .config import MeshConfig, PresetName
+from .optimize_config import FieldOptions, OptimizeConfig, RefineOptions
 from .preset import Preset
 
 __all__ = ["RECIPES"]

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from .config import ALGORITHM_VERSION, GenerateConfig, from_dict
+from .config import GenerateConfig
+from .config_json import ALGORITHM_VERSION, from_dict
 from .errors import ConfigError, PromptError, RunError
 from .events import Event, Listener, Step, Warning, ignore_event
 from .generate import Generated, Parts, ShouldStop, generate, never_stop

@@ -28,14 +28,8 @@ from typing import Any
 
 from .atomic import PARTIAL_SUFFIX, make_writable_folder, sha256_file, write_atomic
 from .checkpoints import CheckpointFile
-from .config import (
-    ALGORITHM_VERSION,
-    GenerateConfig,
-    folder_name,
-    from_dict,
-    run_key,
-    to_dict,
-)
+from .config import GenerateConfig
+from .config_json import ALGORITHM_VERSION, folder_name, from_dict, run_key, to_dict
 from .errors import (
     ConfigError,
     PromptError,

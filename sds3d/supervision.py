@@ -34,9 +34,9 @@ from core.guidance import EmbeddedGuidance, EmbedsGuidance, GuidanceRescale, Unc
 from core.teachers.teacher import TakesLora, takes_camera, views_per_object
 from core.timesteps import Pace, TimestepPolicy, TimestepWindow, WeightedNonIncreasing
 
-from .config import OptimizeConfig
 from .errors import ConfigError
 from .fake_score import FakeScore
+from .optimize_config import OptimizeConfig
 from .seeds import step_seed
 from .view_prompts import ViewPrompts, view_texts
 from .views import Views

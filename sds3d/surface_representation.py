@@ -21,10 +21,11 @@ from nerf.background import random_background
 from nerf.cameras import orbit_c2w
 from nerf.shading import lambertian
 
-from .config import GenerateConfig, OptimizeConfig
+from .config import GenerateConfig
 from .errors import EmptyField
 from .events import Listener
 from .field_representation import FieldRepresentation
+from .optimize_config import OptimizeConfig
 from .representation import ParameterGroup, Shown
 from .views import FOVY_DEG, Views, ring, sample_views
 

@@ -22,10 +22,11 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from sds3d import cli
-from sds3d.config import FieldOptions, GenerateConfig, OptimizeConfig
+from sds3d.config import GenerateConfig
 from sds3d.events import Listener, Stage
 from sds3d.generate import Parts
 from sds3d.optimize import optimize
+from sds3d.optimize_config import FieldOptions, OptimizeConfig
 from sds3d.runs import RunFolder
 
 STEPS = 5

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sds3d.config import from_dict, run_key
+from sds3d.config_json import from_dict, run_key
 from sds3d.errors import BadInput, ConfigError
 from sds3d.user_config import UserConfig, config_path, read_user_config
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sds3d.batch.config import BatchConfig
 from sds3d.batch.prompts import SHOWN_FAULTS, read_prompts
-from sds3d.config import from_dict, to_dict
+from sds3d.config_json import from_dict, to_dict
 from sds3d.errors import BadInput
 
 from .cheap import command

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from sds3d.config import DeviceName, PresetName, TeacherName, clean_prompt, require_number
+from sds3d.config import DeviceName, PresetName, TeacherName, clean_prompt
 from sds3d.errors import ConfigError
+from sds3d.require import require_number
 
 
 @dataclass(frozen=True, kw_only=True)

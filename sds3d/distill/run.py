@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 
-from ..config import require_number
 from ..errors import BadInput, DistillationStopped, Diverged, OutputError
 from ..events import Distilled, DistillPicture, DistillStep, Event
+from ..require import require_number
 
 if TYPE_CHECKING:
     from torch import Tensor

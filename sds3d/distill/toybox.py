@@ -30,8 +30,8 @@ from core.schedule import NoiseSchedule, diffuse, noise_like
 from core.solvers.ddim import DDIM, ddim_step
 from core.teachers.toybox_guided import ToyboxStudent
 
-from ..config import OptimizeConfig
 from ..errors import BadInput
+from ..optimize_config import OptimizeConfig
 
 if TYPE_CHECKING:
     from core.teachers.toybox import ToyboxTeacher

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sds3d.config import DeviceName, PresetName, TeacherName, require_number
+from sds3d.config import DeviceName, PresetName, TeacherName
+from sds3d.require import require_number
 
 
 @dataclass(frozen=True, kw_only=True)

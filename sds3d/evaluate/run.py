@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sds3d.atomic import make_writable_folder, write_atomic
-from sds3d.config import to_dict
+from sds3d.config_json import to_dict
 from sds3d.device import resolve_device
 from sds3d.errors import BadInput, CorruptCheckpoint, Interrupted, output_error
 from sds3d.evaluate.baselines import BASELINES, Baseline, measure_baseline

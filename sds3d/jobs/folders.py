@@ -7,7 +7,8 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from sds3d.config import GenerateConfig, folder_name, run_key
+from sds3d.config import GenerateConfig
+from sds3d.config_json import folder_name, run_key
 from sds3d.errors import RunError
 from sds3d.events import Listener, ignore_event
 from sds3d.generate import made_every_step

@@ -8,7 +8,8 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from sds3d.config import GenerateConfig, from_dict
+from sds3d.config import GenerateConfig
+from sds3d.config_json import from_dict
 from sds3d.jobs.states import Request, State
 
 
@@ -20,7 +21,7 @@ class Job:
         id: Names the job in addresses; cannot be guessed.
         turn: Its place in the queue.
         state, request: Where it is, and what its user asked of it since it was queued last.
-        config: The options, as `sds3d.config.to_dict` gives them.
+        config: The options, as `sds3d.config_json.to_dict` gives them.
         folder: Name of its run folder below the store's; None until a worker knows it.
         worker: Which worker has it.
         created, queued_at, started, finished: When; the last two None before that.

@@ -10,9 +10,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sds3d.config import GenerateConfig, RefineOptions, require_number
+from sds3d.config import GenerateConfig
 from sds3d.errors import output_error
 from sds3d.jobs.errors import DiskLow, LimitExceeded, QueueFull
+from sds3d.optimize_config import RefineOptions
+from sds3d.require import require_number
 
 
 @dataclass(frozen=True, kw_only=True)

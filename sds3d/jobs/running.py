@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sds3d.config import DeviceName, GenerateConfig, TeacherName, folder_name
+from sds3d.config import DeviceName, GenerateConfig, TeacherName
+from sds3d.config_json import folder_name
 from sds3d.device import resolve_device
 from sds3d.errors import ConfigError, EmptyField, Interrupted, PromptError, RunLocked, Sds3dError
 from sds3d.events import Event, Listener, Preview, Stage

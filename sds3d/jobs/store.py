@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sds3d.config import GenerateConfig, to_dict
+from sds3d.config import GenerateConfig
+from sds3d.config_json import to_dict
 from sds3d.jobs.database import Database
 from sds3d.jobs.errors import UnknownJob
 from sds3d.jobs.job import COLUMNS, Job, job_of

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from sds3d.config import require_number
 from sds3d.errors import ConfigError
+from sds3d.require import require_number
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from sds3d.config import GenerateConfig, PresetName, from_dict, to_dict
+from sds3d.config import GenerateConfig, PresetName
+from sds3d.config_json import from_dict, to_dict
 from sds3d.errors import ConfigError
 from sds3d.jobs.job import Job
 from sds3d.jobs.service import JobService

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from sds3d.config import slug
+from sds3d.config_json import slug
 from sds3d.errors import Sds3dError
 from sds3d.jobs.job import Job
 from sds3d.jobs.service import JobService

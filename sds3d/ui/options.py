@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from sds3d.config import GenerateConfig, MeshConfig, OptimizeConfig
+from sds3d.config import GenerateConfig, MeshConfig
 from sds3d.errors import ConfigError
+from sds3d.optimize_config import OptimizeConfig
 
 RESOLUTION = "resolution"
 """The one choice that is no option of its own: the last, and largest, of --resolutions."""

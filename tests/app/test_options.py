@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from sds3d.config import GenerateConfig, MeshConfig, OptimizeConfig, to_dict
+from sds3d.config import GenerateConfig, MeshConfig
+from sds3d.config_json import to_dict
+from sds3d.optimize_config import OptimizeConfig
 from sds3d.presets import PRESETS, generate_config
 from sds3d.ui.command import command_line
 from sds3d.ui.desk import Wish

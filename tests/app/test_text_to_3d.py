@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sds3d.config import from_dict, to_dict
+from sds3d.config_json import from_dict, to_dict
 from sds3d.jobs.job import Job
 from sds3d.jobs.states import State
 from sds3d.ui.command import command_line

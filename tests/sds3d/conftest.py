@@ -21,9 +21,10 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from core.teachers.errors import UnknownSubjectError
-from sds3d.config import FieldOptions, GenerateConfig, OptimizeConfig
+from sds3d.config import GenerateConfig
 from sds3d.events import Event, Listener, Stage, Step
 from sds3d.generate import Parts
+from sds3d.optimize_config import FieldOptions, OptimizeConfig
 from sds3d.runs import CheckpointFile
 
 

@@ -14,10 +14,11 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from sds3d import agreement, optimize
 from sds3d.agreement import TIMES, is_due, measure_agreement, render_views
-from sds3d.config import GenerateConfig, OptimizeConfig
+from sds3d.config import GenerateConfig
 from sds3d.events import Event, Step
 from sds3d.generate import export_run, generate
 from sds3d.optimize import Optimization, Optimized, StepClock
+from sds3d.optimize_config import OptimizeConfig
 from sds3d.runs import CheckpointFile
 from sds3d.views import ring
 

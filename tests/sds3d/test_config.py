@@ -10,15 +10,10 @@ from typing import Any
 
 import pytest
 
-from sds3d.config import (
+from sds3d.config import MAX_PROMPT_CHARACTERS, GenerateConfig, MeshConfig, clean_prompt
+from sds3d.config_json import (
     ALGORITHM_VERSION,
-    MAX_PROMPT_CHARACTERS,
-    FieldOptions,
-    GenerateConfig,
-    MeshConfig,
-    OptimizeConfig,
     canonical_json,
-    clean_prompt,
     folder_name,
     from_dict,
     run_key,
@@ -26,6 +21,7 @@ from sds3d.config import (
     to_dict,
 )
 from sds3d.errors import BadInput, ConfigError, PromptError
+from sds3d.optimize_config import FieldOptions, OptimizeConfig
 from sds3d.presets import PRESETS, generate_config
 
 WEIGHTS = "a" * 64

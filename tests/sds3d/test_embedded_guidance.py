@@ -16,9 +16,10 @@ from core.distillation.field.guidance import GuidedTeacher
 from core.prediction import Prediction
 from core.schedule import FlowSchedule, per_sample
 from sds3d import cli, preview
-from sds3d.config import OptimizeConfig, PresetName, RefineOptions
+from sds3d.config import PresetName
 from sds3d.embedded_guidance import ONE_ANSWER_METHODS, check_guidance, check_supervision
 from sds3d.errors import ConfigError
+from sds3d.optimize_config import OptimizeConfig, RefineOptions
 from sds3d.presets import PRESETS
 from sds3d.supervision import supervise
 from sds3d.views import Views, ring

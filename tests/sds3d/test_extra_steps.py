@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from sds3d.config import GenerateConfig, OptimizeConfig
+from sds3d.config import GenerateConfig
 from sds3d.events import Event, Step
 from sds3d.optimize import Optimization, StepClock, optimize
+from sds3d.optimize_config import OptimizeConfig
 from sds3d.runs import CheckpointFile
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sds3d.atomic import sha256_file
-from sds3d.config import GenerateConfig, MeshConfig, OptimizeConfig, folder_name, from_dict
+from sds3d.config import GenerateConfig, MeshConfig
+from sds3d.config_json import folder_name, from_dict
 from sds3d.errors import (
     ConfigError,
     CorruptCheckpoint,
@@ -23,6 +24,7 @@ from sds3d.errors import (
 )
 from sds3d.events import Event, Health, Result, Stage, Step, Warning
 from sds3d.generate import Generated, Parts, export_run, generate, resume
+from sds3d.optimize_config import OptimizeConfig
 from sds3d.reproduce import ReproduceConfig, differences, reproduce
 from sds3d.runs import RunFolder
 

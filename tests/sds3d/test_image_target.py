@@ -16,21 +16,15 @@ from torch import Tensor, nn
 from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule, per_sample
-from sds3d.config import (
-    GenerateConfig,
-    ImageOptions,
-    MethodName,
-    OptimizeConfig,
-    from_dict,
-    run_key,
-    to_dict,
-)
+from sds3d.config import GenerateConfig
+from sds3d.config_json import from_dict, run_key, to_dict
 from sds3d.errors import ConfigError, Interrupted
 from sds3d.events import Event, Step
 from sds3d.generate import export_run, generate, resume
 from sds3d.image_representation import FRAMES
 from sds3d.jobs.limits import LimitExceeded, LimitsConfig, check_config
 from sds3d.optimize import Optimization, StepClock, optimize
+from sds3d.optimize_config import ImageOptions, MethodName, OptimizeConfig
 from sds3d.runs import CheckpointFile
 from sds3d.write_files import write_files
 

@@ -26,7 +26,7 @@ from nerf.field import RadianceField
 from nerf.rendering import RenderConfig, render
 from sds3d import field_representation
 from sds3d import optimize as loop_module
-from sds3d.config import FieldOptions, GenerateConfig, OptimizeConfig
+from sds3d.config import GenerateConfig
 from sds3d.errors import Diverged
 from sds3d.events import Event, Health, Step, Warning
 from sds3d.field_representation import (
@@ -44,6 +44,7 @@ from sds3d.optimize import (
     optimize,
     sample_timesteps,
 )
+from sds3d.optimize_config import FieldOptions, OptimizeConfig
 from sds3d.runs import CheckpointFile
 from sds3d.seeds import step_seed
 from sds3d.views import DISTANCE, FOVY_DEG, ring

@@ -11,7 +11,8 @@ import pytest
 from sds3d import cli
 from sds3d.batch.config import BatchConfig
 from sds3d.batch.prompts import parse
-from sds3d.config import PresetName, from_dict, to_dict
+from sds3d.config import PresetName
+from sds3d.config_json import from_dict, to_dict
 from sds3d.errors import TeacherError
 from sds3d.generate import generate
 from sds3d.presets import PRESETS, generate_config

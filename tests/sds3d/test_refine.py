@@ -15,12 +15,13 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from core.teachers.teacher import set_aside
-from sds3d.config import GenerateConfig, MeshConfig, OptimizeConfig, RefineOptions
+from sds3d.config import GenerateConfig, MeshConfig
 from sds3d.errors import ConfigError, EmptyField, Interrupted, TeacherError
 from sds3d.events import Event, Stage, Step
 from sds3d.field_representation import FieldRepresentation
 from sds3d.generate import Generated, Parts, export_run, generate, resume
 from sds3d.optimize import Optimization, Optimized, StepClock, optimize, sample_timesteps
+from sds3d.optimize_config import OptimizeConfig, RefineOptions
 from sds3d.refine import second_stage
 from sds3d.surface_representation import SurfaceRepresentation
 from sds3d.views import DISTANCE, FOVY_DEG, ring

@@ -17,17 +17,12 @@ from core.distillation.score.sds import SDS
 from core.guidance import GuidanceRescale
 from core.prediction import Prediction
 from core.schedule import FlowSchedule, per_sample
-from sds3d.config import (
-    FieldOptions,
-    GenerateConfig,
-    OptimizeConfig,
-    RefineOptions,
-    from_dict,
-    to_dict,
-)
+from sds3d.config import GenerateConfig
+from sds3d.config_json import from_dict, to_dict
 from sds3d.errors import ConfigError
 from sds3d.events import Event, Warning
 from sds3d.optimize import Teacher, optimize, sample_timesteps
+from sds3d.optimize_config import FieldOptions, OptimizeConfig, RefineOptions
 from sds3d.runs import CheckpointFile
 from sds3d.supervision import supervise
 from sds3d.view_prompts import view_texts

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule, NoiseSchedule, per_sample
-from sds3d.config import FieldOptions, GenerateConfig, OptimizeConfig
+from sds3d.config import GenerateConfig
 from sds3d.errors import ConfigError
 from sds3d.events import Event, Warning
 from sds3d.fake_score import FakeScore
 from sds3d.optimize import Optimization, Optimized, StepClock, optimize
+from sds3d.optimize_config import FieldOptions, OptimizeConfig
 from sds3d.runs import CheckpointFile
 from sds3d.supervision import supervise
 from sds3d.views import ring

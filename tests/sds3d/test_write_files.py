@@ -11,11 +11,12 @@ import trimesh
 
 from nerf import mesh as meshes
 from sds3d import write_mesh as module
-from sds3d.config import FieldOptions, GenerateConfig, MeshConfig, OptimizeConfig
+from sds3d.config import GenerateConfig, MeshConfig
 from sds3d.errors import EmptyField
 from sds3d.events import Event, Stage, Warning
 from sds3d.field_representation import FieldRepresentation
 from sds3d.optimize import Optimized
+from sds3d.optimize_config import FieldOptions, OptimizeConfig
 from sds3d.write_files import write_files
 from sds3d.write_mesh import opacity_views
 

@@ -15,10 +15,11 @@ from core.schedule import FlowSchedule, diffuse
 from core.teachers.autoencoder import Autoencoder
 from core.teachers.stable_diffusion import LATENTS_TO_RGB, StableDiffusionTeacher
 from sds3d import teachers
-from sds3d.config import FieldOptions, GenerateConfig, MeshConfig, OptimizeConfig
+from sds3d.config import GenerateConfig, MeshConfig
 from sds3d.errors import ConfigError
 from sds3d.latent_representation import LatentFieldRepresentation, RgbField
 from sds3d.optimize import Optimization, StepClock
+from sds3d.optimize_config import FieldOptions, OptimizeConfig
 from sds3d.presets import generate_config
 from sds3d.user_config import config_path
 from sds3d.write_mesh import write_mesh

@@ -13,9 +13,9 @@ from core.teachers.pretrained import PretrainedTeacher
 from core.teachers.stable_diffusion import StableDiffusionTeacher
 from core.teachers.teacher import noise_shape
 from sds3d import cli, doctor, teachers
-from sds3d.config import OptimizeConfig
 from sds3d.errors import ConfigError, TeacherError
 from sds3d.optimize import Optimization, StepClock
+from sds3d.optimize_config import OptimizeConfig
 from sds3d.presets import generate_config
 from sds3d.preview import PreviewConfig, draw_views
 from sds3d.user_config import UserConfig, config_path, read_user_config

@@ -23,8 +23,8 @@ from core.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 from core.teachers.teacher import TakesLora, TeacherOptions, noise_shape
 from core.teachers.toybox import ToyboxTeacher
 from core.teachers.toybox_network import make_network, make_tokenizer
-from sds3d.config import OptimizeConfig
 from sds3d.optimize import Optimization, StepClock
+from sds3d.optimize_config import OptimizeConfig
 from sds3d.presets import generate_config
 
 FAMILIES: dict[str, type[PretrainedTeacher]] = {

@@ -9,9 +9,10 @@ import torch
 import trimesh
 
 from core.teachers.folder import read_folder
-from sds3d.config import FieldOptions, GenerateConfig, MeshConfig, OptimizeConfig, RefineOptions
+from sds3d.config import GenerateConfig, MeshConfig
 from sds3d.events import Event, Stage, Step
 from sds3d.generate import generate
+from sds3d.optimize_config import FieldOptions, OptimizeConfig, RefineOptions
 
 SMALL = FieldOptions(
     n_levels=2, log2_table_size=8, base_resolution=4, finest_resolution=8, hidden_dim=8

@@ -24,13 +24,14 @@ from sds3d.batch.ray_cluster import Share, divide
 from sds3d.batch.ray_run import RayWorkers
 from sds3d.batch.ray_worker import RayWorker, Ready
 from sds3d.batch.run import BatchInterrupted, run_batch
-from sds3d.config import GenerateConfig, OptimizeConfig
+from sds3d.config import GenerateConfig
 from sds3d.errors import BadInput, ConfigError
 from sds3d.events import Event, Item, Summary, ignore_event
 from sds3d.jobs.limits import LimitsConfig
 from sds3d.jobs.running import Bench
 from sds3d.jobs.states import State
 from sds3d.jobs.store import Store
+from sds3d.optimize_config import OptimizeConfig
 from sds3d.runs import RunFolder
 
 FAKES = Path(__file__).with_name("actor_with_fakes.py")

@@ -21,13 +21,13 @@ from core.teachers.toybox import ToyboxTeacher, weights_sha256
 from core.teachers.toybox_guided import GuidedToyboxTeacher
 from core.teachers.toybox_network import make_network, make_tokenizer, save_network
 from sds3d import cli, teachers
-from sds3d.config import OptimizeConfig
 from sds3d.distill import toybox, toybox_run
 from sds3d.distill.run import DistillConfig
 from sds3d.distill.students import load_student
 from sds3d.distill.toybox import Pictures, guidance_error, imagined, random_prompt, toybox_ground
 from sds3d.distill.toybox_run import distill_toybox
 from sds3d.errors import BadInput, Interrupted, TeacherError
+from sds3d.optimize_config import OptimizeConfig
 from sds3d.views import ring
 
 WORDS = ["a", "red", "blue", "mushroom", "toadstool", "car", "on", "with", "cap", "cube"]

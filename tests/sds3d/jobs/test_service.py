@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from sds3d.config import FieldOptions, GenerateConfig, MeshConfig, OptimizeConfig
+from sds3d.config import GenerateConfig, MeshConfig
 from sds3d.errors import OutputError, TeacherError
 from sds3d.jobs import limits as limits_module
 from sds3d.jobs.errors import DiskLow, JobError, LimitExceeded, QueueFull, UnknownJob
 from sds3d.jobs.limits import LimitsConfig
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import State
+from sds3d.optimize_config import FieldOptions, OptimizeConfig
 
 MakeConfig = Callable[..., GenerateConfig]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sds3d.config import GenerateConfig, OptimizeConfig
+from sds3d.config import GenerateConfig
 from sds3d.errors import EmptyField
 from sds3d.events import Step
 from sds3d.generate import export_run, generate
@@ -23,6 +23,7 @@ from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import Request, State
 from sds3d.jobs.worker import Worker
+from sds3d.optimize_config import OptimizeConfig
 from sds3d.runs import RunFolder
 
 MakeConfig = Callable[..., GenerateConfig]

@@ -29,9 +29,9 @@ from core.teachers.teacher import (
 from nerf.cameras import orbit_c2w
 from sds3d import doctor, teachers
 from sds3d.agreement import measure_agreement
-from sds3d.config import OptimizeConfig, RefineOptions
 from sds3d.errors import ConfigError
 from sds3d.optimize import Optimization, StepClock
+from sds3d.optimize_config import OptimizeConfig, RefineOptions
 from sds3d.presets import generate_config
 from sds3d.preview import PreviewConfig, draw_views
 from sds3d.user_config import config_path
