@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .atomic import make_writable_folder
 from .config import DeviceName, Format, GenerateConfig, MeshConfig, TeacherName
-from .config_json import ALGORITHM_VERSION, to_dict
+from .config_json import to_dict
 from .device import resolve_device
 from .errors import Interrupted, RunError, TeacherError
 from .events import Event, Listener, Result, Stage, Step, Warning, ignore_event
 from .refine import (
-    SecondStage,
     check_refine_teacher,
     first_stage,
     numbered,
     refine,
     refine_checkpoint,
 )
+from .report import report_of, report_of_refining
 from .runs import CheckpointFile, RunFolder
 
 if TYPE_CHECKING:
@@ -325,7 +322,7 @@ def _complete(
         should_stop=asked_to_end,
     )
     check_end(optimized)
-    report = _report(run, config, optimized)
+    report = report_of(run, config, optimized)
     seconds = {**seconds, "optimize": time.perf_counter() - started}
     if refine_steps > 0 and not optimized.stopped:
         started = time.perf_counter()
@@ -342,7 +339,7 @@ def _complete(
         )
         optimized = refined.optimized
         check_end(optimized)
-        report |= _report_of_refining(report, refined)
+        report |= report_of_refining(report, refined)
         seconds["refine"] = time.perf_counter() - started
     if before is not None and steps_done == 0:
         seconds |= before["seconds"]
@@ -371,66 +368,3 @@ def _interruptible(run: RunFolder) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(run.path) from error
-
-
-def _report_of_refining(report: dict[str, Any], refined: SecondStage) -> dict[str, Any]:
-    """What the second stage adds to the first one's report, and what it puts in its place."""
-    optimized = refined.optimized
-    return {
-        "steps": report["steps"] + optimized.step,
-        "health": list(optimized.health),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "refine": {
-            "teacher": refined.teacher,
-            "steps": optimized.step,
-            "seconds": dict(optimized.seconds),
-            "agreement": [[step, value] for step, value in sorted(optimized.agreement.items())],
-        },
-    }
-
-
-def _report(run: RunFolder, config: GenerateConfig, optimized: Optimized) -> dict[str, Any]:
-    """The part of result.json that the pipeline itself knows."""
-    import torch
-
-    return {
-        "version": version("sds3d"),
-        "algorithm": ALGORITHM_VERSION,
-        "key": run.key,
-        "prompt": config.prompt,
-        "negative_prompt": config.negative_prompt,
-        "seed": config.seed,
-        "preset": config.preset,
-        "teacher": {"name": config.teacher, "weights_sha256": run.weights_sha256},
-        "config": to_dict(config),
-        "steps": optimized.step,
-        "optimize_seconds": dict(optimized.seconds),
-        "health": list(optimized.health),
-        "agreement": [[step, value] for step, value in sorted(optimized.agreement.items())],
-        "peak_memory_bytes": peak_memory_bytes(),
-        "machine": {
-            "device": config.device,
-            "device_name": torch.cuda.get_device_name()
-            if config.device == "cuda"
-            else platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
-    }
-
-
-def peak_memory_bytes() -> dict[str, int]:
-    """Most memory that this process has held: of the machine, and of the CUDA device if used."""
-    import torch
-
-    peak: dict[str, int] = {}
-    if sys.platform != "win32":
-        import resource
-
-        # Linux counts in KiB, macOS in bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    if torch.cuda.is_available():
-        peak["cuda"] = torch.cuda.max_memory_allocated()
-    return peak
