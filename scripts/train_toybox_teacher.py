@@ -90,7 +90,7 @@ class TrainConfig:
     reading_steps: int = 600
     reading_batch: int = 128
     reading_learning_rate: float = 2e-3
-    logit_mean: float = 0.5
+    logit_mean: float = 1.0
     logit_std: float = 1.1
     text_dropout: float = 0.1
     camera_dropout: float = 0.2

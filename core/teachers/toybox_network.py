@@ -2,6 +2,8 @@
 
 A 64x64 image is cut into 8x8 patches of 8x8 pixels for the single-stream blocks of Flux, each
 modulated by time, camera and the prompt as a whole (adaLN-Zero, arXiv 2212.09748, Section 3.2).
+Every patch knows the ray of the world that it looks along, as in CAT3D (arXiv 2405.10314): which
+way a thing faces is hard to learn from the modulation alone.
 It predicts x0, as in "Back to Basics: Let Denoising Generative Models Denoise" (arXiv 2511.13720).
 Patches alone come out ragged where they meet, so three convolutions at a quarter of the resolution
 let neighbours agree.
@@ -10,6 +12,7 @@ let neighbours agree.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,12 +37,18 @@ from core.teachers.errors import TeacherWeightsError
 IMAGE_SIZE = 64
 PATCH = 8
 POSITION_CHANNELS = 64
+RAY_CHANNELS = 58
 FOLD = 4
 CHANNELS = 3 * FOLD * FOLD
 TEXT_WIDTH = 160
 MAX_TOKENS = 24
 CAMERA_FEATURES = 11
-FORMAT = "sds3d-toybox-teacher/2"
+FORMAT = "sds3d-toybox-teacher/3"
+
+# The camera of the training pictures, whose distance varies by a twentieth.
+_DISTANCE = 2.9
+_FOVY_DEG = 40.0
+_DEPTHS = (-0.6, 0.0, 0.6)
 
 
 def camera_features(camera: Tensor) -> Tensor:
@@ -59,6 +68,37 @@ def camera_features(camera: Tensor) -> Tensor:
     rows.append(torch.ones_like(azimuth))
     features = torch.stack(rows, dim=1)
     return torch.where(features.isnan().any(1, keepdim=True), 0.0, features)
+
+
+def ray_features(camera: Tensor, side: int) -> Tensor:
+    """Where in the object's world each patch looks.
+
+    Args:
+        camera: [B, 2], azimuth and elevation in degrees; NaN in a row drops that row's camera.
+        side: Patches along an edge.
+
+    Returns:
+        [B, side^2, 58], row-major: sines and cosines, at wavelengths 4, 2 and 1, of three points
+        on the ray through the patch's centre (0.6 before the plane through the origin that faces
+        the camera, on it, and 0.6 behind), the direction to the camera, and a flag that is 1 where
+        a camera is given; all zero where it is dropped.
+    """
+    angle = torch.deg2rad(camera.nan_to_num())
+    sin_a, sin_e = angle.sin().unbind(1)
+    cos_a, cos_e = angle.cos().unbind(1)
+    backward = torch.stack([cos_e * sin_a, sin_e, cos_e * cos_a], dim=1)
+    right = torch.stack([cos_a, torch.zeros_like(cos_a), -sin_a], dim=1)
+    up = torch.stack([-sin_e * sin_a, cos_e, -sin_e * cos_a], dim=1)
+    half = _DISTANCE * math.tan(math.radians(_FOVY_DEG / 2))
+    centres = (torch.arange(side, device=camera.device, dtype=camera.dtype) + 0.5) * 2 / side - 1
+    v, u = torch.meshgrid(-half * centres, half * centres, indexing="ij")
+    plane = u.reshape(-1, 1) * right[:, None] + v.reshape(-1, 1) * up[:, None]
+    toward = (plane - _DISTANCE * backward[:, None]) / _DISTANCE
+    points = torch.cat([plane + depth * toward for depth in _DEPTHS], dim=2)
+    waves = [f(points * (math.pi / 2 * k)) for k in (1, 2, 4) for f in (torch.sin, torch.cos)]
+    direction = backward[:, None].expand(-1, side * side, -1)
+    features = torch.cat([*waves, direction, torch.ones_like(direction[..., :1])], dim=2)
+    return torch.where(camera.isnan().any(1)[:, None, None], 0.0, features)
 
 
 class Refiner(ModelMixin, ConfigMixin):
@@ -91,7 +131,7 @@ def make_transformer() -> FluxTransformer2DModel:
     """
     transformer = FluxTransformer2DModel(
         patch_size=1,
-        in_channels=3 * PATCH**2 + POSITION_CHANNELS,
+        in_channels=3 * PATCH**2 + POSITION_CHANNELS + RAY_CHANNELS,
         out_channels=3 * PATCH**2,
         num_layers=0,
         num_single_layers=6,
@@ -189,7 +229,14 @@ class ToyboxNetwork(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             return self.text_encoder(input_ids=tokens).pooler_output[:, None]
 
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        text: Tensor,
+        camera: Tensor,
+        guidance_scale: Tensor | None = None,
+    ) -> Tensor:
         """Predicted x0.
 
         Args:
@@ -197,6 +244,7 @@ class ToyboxNetwork(nn.Module):
             t: [B], in [0, 1]; 0 is data, 1 is noise.
             text: [B, 1, D], from `encode_tokens`.
             camera: [B, 2], azimuth and elevation in degrees, NaN where dropped.
+            guidance_scale: [B], for a transformer with a guidance embedder, which needs it.
 
         Returns:
             [B, 3, 64, 64] in the dtype of x_t.
@@ -206,12 +254,15 @@ class ToyboxNetwork(nn.Module):
         patches = F.pixel_unshuffle(noised, PATCH).flatten(2).transpose(1, 2)
         # Rotary embeddings tell where patches are from one another, these where they are.
         position = self.position.to(dtype).expand(len(patches), -1, -1)
+        rays = ray_features(camera.float(), IMAGE_SIZE // PATCH).to(dtype)
         pooled = torch.cat([text[:, 0], camera_features(camera.float())], dim=1)
         out = self.transformer(
-            hidden_states=torch.cat([patches, position], dim=2),
+            hidden_states=torch.cat([patches, position, rays], dim=2),
             encoder_hidden_states=text.to(dtype),
             pooled_projections=pooled.to(dtype),
             timestep=t,
+            # Flux multiplies it by a thousand, and scales of a few are what its harmonics tell.
+            guidance=None if guidance_scale is None else guidance_scale / 1000,
             img_ids=self.image_ids,
             txt_ids=self.image_ids.new_zeros(text.shape[1], 3),
         ).sample
@@ -280,8 +331,15 @@ def save_network(
 def load_network(folder: Path) -> tuple[ToyboxNetwork, PreTrainedTokenizerFast]:
     """Read what `save_network` wrote, in float32, without any look at the network.
 
-    Raises TeacherWeightsError that names the part which is missing, incomplete or damaged.
+    Raises TeacherWeightsError that names the part which is missing, incomplete or damaged, or the
+    format of a folder that is older or newer than this program.
     """
+    found = _format(folder)
+    if found != FORMAT:
+        raise TeacherWeightsError(
+            f"the teacher in {folder} has the format {found!r} and this version reads {FORMAT!r}: "
+            "train it again with scripts/train_toybox_teacher.py, or use the version that made it"
+        )
     from_disk: dict[str, Any] = {
         "local_files_only": True,
         "use_safetensors": True,
@@ -305,6 +363,17 @@ def load_network(folder: Path) -> tuple[ToyboxNetwork, PreTrainedTokenizerFast]:
             lambda path: (PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True), {}),
         )
     return ToyboxNetwork(transformer, refiner, text_encoder), tokenizer
+
+
+def _format(folder: Path) -> str:
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        return str(index["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TeacherWeightsError(
+            f"the teacher's model_index.json in {folder} is damaged ({type(error).__name__}): "
+            "install the package again, or give the folder of a complete teacher"
+        ) from error
 
 
 def _load(folder: Path, load: Callable[[Path], Any]) -> Any:

@@ -7,18 +7,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core.teachers.errors import TeacherWeightsError
 from core.teachers.toybox_network import (
     CAMERA_FEATURES,
+    FORMAT,
     IMAGE_SIZE,
     MAX_TOKENS,
+    RAY_CHANNELS,
     ToyboxNetwork,
     camera_features,
     load_network,
     make_network,
     make_text_encoder,
     make_tokenizer,
+    ray_features,
     save_network,
 )
+from nerf.cameras import camera_rays, orbit_c2w
 
 WORDS = ["a", "red", "blue", "mushroom", "car"]
 
@@ -52,6 +57,34 @@ def test_a_dropped_camera_is_zero_in_its_row_alone() -> None:
     assert not features[:3].any()
     assert features[3, -1] == 1
     assert features[3, 1] == 1
+
+
+def test_ray_features_are_points_on_the_renderers_own_rays() -> None:
+    cameras = torch.tensor([[35.0, 25.0], [200.0, -10.0], [90.0, 80.0]], dtype=torch.float64)
+    features = ray_features(cameras, 8)
+    assert features.shape == (3, 64, RAY_CHANNELS)
+    c2w = orbit_c2w(cameras[:, 0], cameras[:, 1], 2.9)
+    rays_o, rays_d = camera_rays(c2w, 40.0, 8, 8)
+    rays_o, rays_d = rays_o.flatten(1, 2), rays_d.flatten(1, 2)
+    backward = c2w[:, None, :3, 2]
+    for i, depth in enumerate((-0.6, 0.0, 0.6)):
+        # The ray meets the plane that faces the camera, `depth` behind the origin.
+        along = (-depth - (rays_o * backward).sum(-1)) / (rays_d * backward).sum(-1)
+        point = rays_o + along[..., None] * rays_d
+        for j, wavelength in enumerate((4, 2, 1)):
+            angle = point * (2 * math.pi / wavelength)
+            for k, wave in enumerate((angle.sin(), angle.cos())):
+                start = 9 * (2 * j + k) + 3 * i
+                torch.testing.assert_close(features[..., start : start + 3], wave)
+    torch.testing.assert_close(features[..., 54:57], backward.expand(-1, 64, -1))
+    assert (features[..., 57] == 1).all()
+
+
+def test_a_dropped_camera_has_no_rays() -> None:
+    cameras = torch.tensor([[math.nan, 0.0], [0.0, math.nan], [0.0, 0.0]])
+    features = ray_features(cameras, 8)
+    assert not features[:2].any()
+    assert features[2].any(0).any()
 
 
 def test_the_whole_network_is_small(network: ToyboxNetwork) -> None:
@@ -108,3 +141,14 @@ def test_the_tokenizer_reads_words_in_any_case_and_marks_the_unknown() -> None:
     unknown = tokenizer("a vermilion mushroom").input_ids
     assert unknown[2] == ids["<unk>"]
     assert len(tokenizer("red " * 100, truncation=True).input_ids) == MAX_TOKENS
+
+
+def test_a_folder_of_another_format_is_named(network: ToyboxNetwork, tmp_path: Path) -> None:
+    save_network(network, make_tokenizer(WORDS), {}, tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace(FORMAT, "sds3d-toybox-teacher/2"))
+    with pytest.raises(TeacherWeightsError, match="toybox-teacher/2"):
+        load_network(tmp_path)
+    index.write_text("{")
+    with pytest.raises(TeacherWeightsError, match=r"model_index\.json .* is damaged"):
+        load_network(tmp_path)
