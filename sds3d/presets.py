@@ -14,10 +14,10 @@ FAST = Preset(
     optimize=OptimizeConfig(steps=400),
     mesh=MeshConfig(mesh_resolution=96, max_faces=20_000, texture_size=512),
 )
-"""A first look."""
+"""A first look: 16 to 19 s on two cores (docs/performance.md), measured in docs/evaluation.md."""
 
 BALANCED = Preset(optimize=OptimizeConfig(), mesh=MeshConfig())
-"""The default."""
+"""The default: 48 s on two cores (docs/performance.md)."""
 
 QUALITY = Preset(
     optimize=OptimizeConfig(
@@ -35,7 +35,8 @@ PRESETS: dict[PresetName, Preset] = {
     "quality": QUALITY,
     **RECIPES,
 }
-"""The first three are measured, on the embedded teacher."""
+"""Of the first three docs/performance.md and docs/evaluation.md say what was measured, with the
+embedded teacher; the recipes are not measured."""
 
 
 def generate_config(
