@@ -32,7 +32,7 @@ from sds3d.progress import progress
 from sds3d.signals import Stop
 from sds3d.teachers import TOYBOX_FOLDER
 from sds3d.toybox.captions import sample_caption
-from train_toybox_teacher import ImageCache
+from toybox_views import ImageCache
 
 if TYPE_CHECKING:
     from core.teachers.toybox import ToyboxTeacher

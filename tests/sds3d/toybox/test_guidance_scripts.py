@@ -27,7 +27,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Its dataclasses look their module up while they are made, and one script imports another.
+    # Its dataclasses look their module up while they are made.
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
@@ -35,9 +35,8 @@ def load(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def distil() -> Iterator[ModuleType]:
-    load("train_toybox_teacher")
     yield load("distill_toybox_guidance")
-    del sys.modules["train_toybox_teacher"], sys.modules["distill_toybox_guidance"]
+    del sys.modules["distill_toybox_guidance"]
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from core.teachers.toybox import ToyboxTeacher
-from core.teachers.toybox_network import MAX_TOKENS, make_tokenizer
+from core.teachers.toybox_network import MAX_TOKENS, make_network, make_tokenizer
 from sds3d.toybox.captions import vocabulary
+from toybox_views import ImageCache
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "train_toybox_teacher.py"
 
@@ -112,12 +113,47 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(
     assert teacher.check_prompt("a red mushroom").subjects == ("mushroom",)
 
 
+def test_adams_moments_and_step_come_back_to_where_the_weights_are(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    config = _config(script, tmp_path)
+
+    def state() -> Any:
+        return script.State(make_network(8), config)
+
+    saved = state()
+    for parameter in saved.trained.values():
+        parameter.grad = torch.ones_like(parameter)
+    saved.optimizer.step()
+    saved.step = 1
+    saved.save(tmp_path / "state.safetensors")
+    # "meta" stands for any device that files are not read to.
+    other = state()
+    other.network.to("meta")
+    other.trained = dict(other.network.named_parameters())
+    other.ema = {name: value.to("meta") for name, value in other.ema.items()}
+    other.optimizer.state.clear()
+    other.load(tmp_path / "state.safetensors")
+    assert other.step == 1
+    assert len(other.optimizer.state) == len(saved.trained)
+    devices = {v.device.type for kept in other.optimizer.state.values() for v in kept.values()}
+    assert devices == {"meta"}
+    # And where they stay, they are the ones that were saved.
+    again = state()
+    again.load(tmp_path / "state.safetensors")
+    for name in again.trained:
+        kept, before = (s.optimizer.state[s.trained[name]] for s in (again, saved))
+        assert kept.keys() == before.keys()
+        assert all(torch.equal(kept[key], before[key]) for key in kept), name
+        assert kept["step"] == 1
+
+
 def test_a_batch_depends_on_seed_and_step_alone(script: ModuleType, tmp_path: Path) -> None:
     tokenizer = make_tokenizer(vocabulary())
     config = _config(script, tmp_path, batch=6)
     found = []
     for folder, threads in (("one", 1), ("two", 2)):
-        cache = script.ImageCache(tmp_path / folder, config.images, config.seed, threads)
+        cache = ImageCache(tmp_path / folder, config.images, config.seed, threads)
         # In another order the second time.
         steps = (0, 3) if folder == "one" else (3, 0)
         batches = {step: script.make_batch(config, cache, tokenizer, step) for step in steps}
@@ -135,14 +171,19 @@ def test_a_batch_depends_on_seed_and_step_alone(script: ModuleType, tmp_path: Pa
     assert ((batch.t > 0) & (batch.t < 1)).all()
 
 
-def test_the_cache_renders_the_same_views_after_a_restart(
-    script: ModuleType, tmp_path: Path
-) -> None:
-    first = script.ImageCache(tmp_path / "a", 8, 0, 1)
+@pytest.mark.parametrize("left", [None, "", "0", "4"])
+def test_the_cache_renders_the_same_views_after_a_restart(tmp_path: Path, left: str | None) -> None:
+    first = ImageCache(tmp_path / "a", 8, 0, 1)
     first.wait_for(8)
     images, cameras, specs = first.images.copy(), first.cameras.copy(), list(first.specs)
     first.close()
-    again = script.ImageCache(tmp_path / "a", 8, 0, 1)
+    (done,) = (tmp_path / "a").glob("*.done")
+    assert done.read_text() == "8"
+    if left is not None:  # killed while it said how far it was, or before it had said so
+        done.write_text(left)
+        first.images[int(left or 0) :] = 0
+        first.images.flush()
+    again = ImageCache(tmp_path / "a", 8, 0, 1)
     again.wait_for(8)
     np.testing.assert_array_equal(again.images, images)
     np.testing.assert_array_equal(again.cameras, cameras)
@@ -155,7 +196,7 @@ def test_the_cache_renders_the_same_views_after_a_restart(
 def test_text_and_camera_are_dropped_in_their_shares(script: ModuleType, tmp_path: Path) -> None:
     tokenizer = make_tokenizer(vocabulary())
     config = _config(script, tmp_path, batch=500)
-    cache = script.ImageCache(tmp_path, config.images, config.seed, 1)
+    cache = ImageCache(tmp_path, config.images, config.seed, 1)
     batches = [script.make_batch(config, cache, tokenizer, step) for step in range(4)]
     cache.close()
     empty = tokenizer(
