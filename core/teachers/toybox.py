@@ -35,6 +35,11 @@ _WEIGHT_FILES = (
     "vocabulary.json",
 )
 
+MAX_WORDS = MAX_TOKENS - 2
+"""The beginning and the end of a prompt are tokens too."""
+
+_LIMIT = f"the embedded teacher reads the first {MAX_WORDS} of the words and commas that it knows"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptReading:
@@ -43,24 +48,26 @@ class PromptReading:
     Attributes:
         subjects: The kinds of things it found, in order.
         unknown: Each unknown word with the nearest known ones.
+        unread: The known words beyond the number that it reads, in order.
     """
 
     subjects: tuple[str, ...]
     unknown: tuple[tuple[str, tuple[str, ...]], ...]
+    unread: tuple[str, ...]
 
     @property
     def warning(self) -> str | None:
-        """One line that names the unknown words, None where there are none."""
-        if not self.unknown:
-            return None
-        words = ", ".join(
-            f"{word!r}" + (f" (nearest: {', '.join(near)})" if near else "")
-            for word, near in self.unknown
-        )
-        return (
-            f"the embedded teacher has never seen {words} and will ignore it; "
-            "an open-vocabulary teacher on a GPU would read it"
-        )
+        """One line that names the words without effect, None where there are none."""
+        found = []
+        if self.unknown:
+            words = ", ".join(
+                f"{word!r}" + (f" (nearest: {', '.join(near)})" if near else "")
+                for word, near in self.unknown
+            )
+            found.append(f"the embedded teacher has never seen {words} and will ignore it")
+        if self.unread:
+            found.append(f"{_LIMIT} and ignores all from {self.unread[0]!r} on")
+        return "; ".join(found) or None
 
 
 def weights_sha256(folder: Path) -> str:
@@ -179,19 +186,23 @@ class ToyboxTeacher:
         return tuple(self.vocabulary["colors"])
 
     def read_prompt(self, prompt: str) -> PromptReading:
-        """Which words are known, and which subjects they name."""
+        """Which words are known, and which subjects are named by those that are read."""
         known = set(self.tokenizer.get_vocab())
-        words = [w.lower() for w in re.findall(r"[^\W_]+", prompt)]
+        words = [w.lower() for w in re.findall(r"[^\W_]+|,", prompt)]
         unknown = [
             (word, tuple(difflib.get_close_matches(word, known, 3, 0.6)))
             for word in dict.fromkeys(words)
-            if word not in known
+            if word not in known and word != ","
         ]
+        # As `encode` reads them: unknown words are left out and take no place.
+        places = [i for i, word in enumerate(words) if word in known][MAX_WORDS:]
+        unread = tuple(words[i] for i in places)
+        words = [word for word in words[: places[0] if places else None] if word != ","]
         text = f" {' '.join(words)} "
         found = [(text.find(f" {s} "), kind) for s, kind in self._subjects.items()]
         order = sorted((at, kind) for at, kind in found if at >= 0)
         subjects = tuple(dict.fromkeys(kind for _, kind in order))
-        return PromptReading(subjects=subjects, unknown=tuple(unknown))
+        return PromptReading(subjects=subjects, unknown=tuple(unknown), unread=unread)
 
     def check_prompt(self, prompt: str) -> PromptReading:
         """`read_prompt`, or UnknownSubjectError where the prompt names nothing it can draw."""
@@ -204,6 +215,7 @@ class ToyboxTeacher:
             near += difflib.get_close_matches(word, self._subjects, 3, 0.4)
         nearest = list(dict.fromkeys(self._subjects[s] for s in near))[:5]
         hint = f"nearest: {', '.join(nearest)}; " if nearest else ""
+        hint += f"{_LIMIT}; " if reading.unread else ""
         raise UnknownSubjectError(
             f"the embedded teacher can draw nothing in {prompt[:60]!r}; {hint}"
             f"it knows {', '.join(self.subjects)}"

@@ -18,8 +18,9 @@ from core.solvers.ddim import DDIM
 from core.solvers.heun import Heun
 from core.solvers.sampling import log_snr_times, sample
 from core.teachers.errors import TeacherWeightsError, UnknownSubjectError
-from core.teachers.toybox import ToyboxTeacher, weights_sha256
+from core.teachers.toybox import MAX_WORDS, ToyboxTeacher, weights_sha256
 from core.teachers.toybox_network import (
+    MAX_TOKENS,
     make_network,
     make_tokenizer,
     save_network,
@@ -233,6 +234,35 @@ def test_unknown_words_are_named_once_with_the_nearest(teacher: ToyboxTeacher) -
     assert reading.warning is not None
     assert "'rad' (nearest: red)" in reading.warning
     assert teacher.check_prompt("a red mushroom").warning is None
+
+
+@pytest.mark.parametrize("comma", [False, True])
+def test_what_no_token_is_left_for_is_named_and_no_subject(
+    teacher: ToyboxTeacher, comma: bool
+) -> None:
+    if comma:
+        words = make_tokenizer([*WORDS, ","])
+        teacher = ToyboxTeacher(make_network(len(words)), words, dict(VOCABULARY), "0" * 64)
+    # Unknown words take no place, a known comma does.
+    fitting = "a zzz " + "big " * (MAX_WORDS - 2 - comma) + ("," if comma else "") + " mushroom"
+    tokens = teacher.tokenizer(teacher._known_words(fitting)).input_ids
+    assert len(tokens) == MAX_TOKENS
+    reading = teacher.read_prompt(fitting)
+    assert (reading.subjects, reading.unread) == (("mushroom",), ())
+    reading = teacher.check_prompt(f"{fitting} on a car")
+    assert (reading.subjects, reading.unread) == (("mushroom",), ("on", "a", "car"))
+    assert reading.warning is not None
+    assert reading.warning.endswith(
+        f"first {MAX_WORDS} of the words and commas that it knows and ignores all from 'on' on"
+    )
+    short, long = (teacher.encode(text).text for text in (fitting, f"{fitting} on a car"))
+    assert short is not None
+    assert long is not None
+    torch.testing.assert_close(short, long, atol=1e-4, rtol=1e-4)
+    # Half of a name is none.
+    assert teacher.read_prompt("big " * (MAX_WORDS - 1) + "sports car").subjects == ()
+    with pytest.raises(UnknownSubjectError, match=f"reads the first {MAX_WORDS}"):
+        teacher.check_prompt("big " * MAX_WORDS + "mushroom")
 
 
 def test_unknown_words_are_left_out(teacher: ToyboxTeacher) -> None:
