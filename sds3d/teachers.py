@@ -52,6 +52,9 @@ UNREAD_FILES = ("*.fp16.*", "*.non_ema.*", "*_ema.*", "safety_checker/*", "vae_*
 """Of these, what lies there a second time or is not read."""
 
 
+_READS_ANY = "--teacher FOLDER or NAME reads any words, see docs/teachers.md"
+
+
 class Reading(Protocol):
     """How a teacher reads a prompt."""
 
@@ -216,11 +219,17 @@ def pinned_sha256(folder: Path) -> str | None:
 
 
 def check_prompt(teacher: ReadsPrompts, prompt: str) -> str | None:
-    """One line that names the words which the teacher does not know, None where it knows all.
+    """One line that names the words which the teacher does not read, None where it reads all.
 
-    Raises PromptError, with the nearest things it does know, where it can draw nothing of it.
+    Raises PromptError, with the nearest things it does know, where it can draw nothing of it. Both
+    end with what would read them.
     """
     try:
-        return teacher.check_prompt(prompt).warning
+        reading = teacher.check_prompt(prompt)
     except UnknownSubjectError as error:
-        raise PromptError(str(error)) from error
+        raise PromptError(f"{error}; {_READS_ANY}") from error
+    warning = reading.warning
+    # A teacher with words of its own says which are unknown; others are of the kind that is meant.
+    if warning is not None and hasattr(reading, "unknown"):
+        warning = f"{warning}; {_READS_ANY}"
+    return warning

@@ -58,8 +58,16 @@ def test_prompts_are_read_in_the_users_terms(folder: Path) -> None:
     warning = teachers.check_prompt(teacher, "a vermilion mushroom")
     assert warning is not None
     assert "vermilion" in warning
-    with pytest.raises(PromptError, match="car, mushroom"):
+    with pytest.raises(PromptError, match="car, mushroom") as refused:
         teachers.check_prompt(teacher, "a hamburger")
+    # Both say how any words are read, and a teacher that reads them does not.
+    for text in (warning, str(refused.value)):
+        assert text.endswith("; --teacher FOLDER or NAME reads any words, see docs/teachers.md")
+
+
+def test_a_teacher_of_any_words_is_not_told_to_use_one(fakes: SimpleNamespace) -> None:
+    warning = teachers.check_prompt(fakes.Teacher(), "a purplish mushroom")
+    assert warning == "never seen 'purplish'"
 
 
 def test_no_such_teacher_is_refused_with_what_to_give(tmp_path: Path) -> None:
