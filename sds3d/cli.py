@@ -125,6 +125,8 @@ def _run(words: list[str], output: Output, stop: Stop, parts: Parts | None) -> i
 
         output.line(version("sds3d"))
         return EXIT_OK
+    # Before anything is checked, so that what is wrong is reported as JSON too.
+    output.json = "--json" in words[1:]
     command = COMMANDS.get(words[0])
     if command is None:
         raise BadInput(f"there is no command {words[0]!r}: give one of {', '.join(COMMANDS)}")
@@ -181,8 +183,6 @@ class Call:
         """The command's options; prints help or what is wrong with a flag, then SystemExit."""
         import tyro
 
-        # Before anything is checked, so that what is wrong is reported as JSON too.
-        self.output.json = "--json" in self.words
         with contextlib.redirect_stdout(self.output.stream):
             parsed = tyro.cli(
                 command,
@@ -213,6 +213,8 @@ def _generate(call: Call) -> int:
         allowed = replace(default.config, device=device)
         changed = _changed_flags(allowed, given.config) + (["PROMPT"] if given.prompt else [])
         changed += ["--overwrite"] if given.overwrite else []
+        # A preset gives the options their defaults, so that they do not differ from it.
+        changed += ["--preset"] if _last_value(call.words, "--preset") is not None else []
         if changed:
             raise ConfigError(
                 f"--resume goes on with the run's own options: leave out {', '.join(changed)}"

@@ -195,6 +195,8 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
         (["generate", "--resume", "missing", "--steps", "9"], "leave out --steps"),
         (["generate", "a red mushroom", "--resume", "missing"], "leave out PROMPT"),
         (["generate", "--resume", "missing", "--overwrite"], "leave out --overwrite"),
+        (["generate", "--resume", "missing", "--preset", "fast"], "leave out --preset$"),
+        (["generate", "--resume", "missing", "--preset=balanced"], "leave out --preset$"),
         (["export", "missing"], "not a run's folder"),
         (["reproduce", "missing.json"], "cannot read missing.json"),
         (["preview", ""], "the prompt is empty"),
@@ -222,6 +224,25 @@ def test_with_json_a_failure_is_an_event_too(run: Any, capsys: Any) -> None:
     assert last["event"] == "failure"
     assert last["exit_code"] == 2
     assert "nearest" in last["text"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "a red mushroom", "--preset", "slow"],
+        ["generate", "--resume", "missing", "--preset", "fast"],
+        ["paint", "a red mushroom"],
+        ["reproduce", "missing.json"],
+    ],
+)
+def test_with_json_what_is_found_before_the_options_are_read_is_an_event_too(
+    run: Any, capsys: Any, words: list[str]
+) -> None:
+    assert run(*words, "--json") == 2
+    out, err = capsys.readouterr()
+    (failure,) = [json.loads(line) for line in out.splitlines()]
+    assert (failure["event"], failure["exit_code"]) == ("failure", 2)
+    assert failure["text"] in err
 
 
 def test_an_output_folder_whose_name_is_no_text_works(
