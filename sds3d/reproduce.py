@@ -10,21 +10,26 @@ from typing import Annotated, Any
 
 import tyro
 
-from .config import GenerateConfig
+from .config import DeviceName, GenerateConfig
 from .config_json import ALGORITHM_VERSION, from_dict
 from .errors import ConfigError, PromptError, RunError
-from .events import Event, Listener, Step, Warning, ignore_event
+from .events import Event, Listener, Result, Step, Warning, ignore_event
 from .generate import Generated, Parts, ShouldStop, generate, never_stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceConfig:
-    """Make the run of a result.json again elsewhere and compare each file's SHA-256."""
+    """Make the run of a result.json again elsewhere and compare each file's SHA-256.
+
+    Differences are warnings: the exit code is 0 with them and without.
+    """
 
     result: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULT.JSON")]
     """The result.json to reproduce."""
     out: Path = Path("reproduced")
     """Folder in which the new run's folder is made; not the one that holds the original."""
+    device: DeviceName = "auto"
+    """Where to compute; auto is where the original was made."""
 
 
 def reproduce(
@@ -37,7 +42,8 @@ def reproduce(
     """Generate anew with the recorded options and compare.
 
     A Warning event names every difference: of version, teacher, machine, and of each file. On the
-    same machine and versions there is none. Raises RunError for a result.json that cannot be used.
+    same machine and versions there is none. The Result event comes after them. Raises RunError for
+    a result.json that cannot be used, and the other errors of `sds3d.errors`.
     """
     recorded, options = read_result(config.result)
     if config.out.resolve() == config.result.resolve().parent.parent:
@@ -45,18 +51,21 @@ def reproduce(
     if recorded.get("algorithm") != ALGORITHM_VERSION:
         text = f"recorded by algorithm {recorded.get('algorithm')}, this is {ALGORITHM_VERSION}"
         on_event(Warning(text))
+    device = options.device if config.device == "auto" else config.device
     steps_done = 0
 
     def count_and_tell(event: Event) -> None:
         nonlocal steps_done
         if isinstance(event, Step):
             steps_done = event.step
-        on_event(event)
+        # The result comes last, after what there is to say of it.
+        if not isinstance(event, Result):
+            on_event(event)
 
     steps = recorded.get("steps")
     ended_at = steps if isinstance(steps, int) else options.optimize.total_steps
     generated = generate(
-        dataclasses.replace(options, out=config.out),
+        dataclasses.replace(options, out=config.out, device=device),
         overwrite=True,
         on_event=count_and_tell,
         should_stop=should_stop,
@@ -65,6 +74,7 @@ def reproduce(
     )
     for text in differences(recorded, generated.result):
         on_event(Warning(text))
+    on_event(Result(folder=generated.folder, result=generated.result))
     return generated
 
 

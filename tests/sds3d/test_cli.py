@@ -245,6 +245,37 @@ def test_with_json_what_is_found_before_the_options_are_read_is_an_event_too(
     assert failure["text"] in err
 
 
+def test_the_result_of_a_reproduction_comes_after_its_differences(
+    run: Any, capsys: Any, tmp_path: Path
+) -> None:
+    assert run("generate", "a red mushroom", *STEPS) == 0
+    path = Path(capsys.readouterr().out.strip()) / "result.json"
+    result = json.loads(path.read_text())
+    result["files"]["mesh.glb"] = "0" * 64
+    path.write_text(json.dumps(result))
+    assert run("reproduce", str(path), "--json", "--out", "again") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events].count("result") == 1
+    assert events[-1]["event"] == "result"
+    assert "mesh.glb differs" in events[-2]["text"]
+
+
+def test_a_result_of_a_gpu_is_reproduced_on_the_cpu_where_that_is_asked_for(
+    run: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("generate", "a red mushroom", *STEPS) == 0
+    path = Path(capsys.readouterr().out.strip()) / "result.json"
+    result = json.loads(path.read_text())
+    result["config"]["device"] = "cuda"
+    path.write_text(json.dumps(result))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run("reproduce", str(path)) == 2
+    assert "use --device cpu" in capsys.readouterr().err
+    assert run("reproduce", str(path), "--device", "cpu", "--json") == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["result"]["config"]["device"] == "cpu"
+
+
 def test_an_output_folder_whose_name_is_no_text_works(
     fakes: SimpleNamespace, tmp_path: Path, run: Any, capsys: Any
 ) -> None:
