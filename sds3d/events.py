@@ -76,7 +76,7 @@ class Warning(_Event):
 
 @dataclass(frozen=True)
 class Health(_Event):
-    """The state of the field in plain words (empty, fog, fills the box)."""
+    """The state of the field in plain words (empty, fog, fills its space)."""
 
     text: str
 

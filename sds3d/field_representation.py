@@ -35,6 +35,9 @@ __all__ = [
 NEIGHBOUR_DISTANCE = 0.01
 """How far apart normals are compared, in world units."""
 
+FILLED = 0.71
+"""Share of the views that only a field which fills its ball covers."""
+
 
 class FieldRepresentation(nn.Module):
     """The field and the grid that says where it holds matter.
@@ -213,7 +216,9 @@ def complaint_about(opacity: Tensor) -> str | None:
     """What is wrong with the views' opacity in plain words, None if nothing is.
 
     The marks: nothing covers 1 % of the views; a third of what is covered is half transparent;
-    nine tenths of every view are covered.
+    more is covered than an object can cover that the cameras frame. The field lives in a ball of
+    radius 1, which covers 73 to 86 % of a view from the distances of a run; an object of radius
+    0.9, the largest there should be, covers 58 to 69 %.
     """
     covered = float((opacity > 0.05).float().mean())
     if covered < 0.01:
@@ -221,6 +226,6 @@ def complaint_about(opacity: Tensor) -> str | None:
     half = float(((opacity > 0.15) & (opacity < 0.85)).float().mean())
     if half > covered / 3:
         return "fog: most of the object is half transparent; more --steps usually clear it"
-    if covered > 0.9:
-        return "fills the box: the object is cut off at its sides; try another --seed"
+    if covered > FILLED:
+        return "fills its space: the object is cut off at its sides; try another --seed"
     return None

@@ -22,7 +22,7 @@ from core.teachers.toybox_network import (
     make_tokenizer,
 )
 from nerf.cameras import camera_rays, orbit_c2w
-from nerf.field import RadianceField
+from nerf.field import FieldConfig, RadianceField
 from nerf.rendering import RenderConfig, render
 from sds3d import field_representation
 from sds3d import optimize as loop_module
@@ -47,7 +47,7 @@ from sds3d.optimize import (
 from sds3d.optimize_config import FieldOptions, OptimizeConfig
 from sds3d.runs import CheckpointFile
 from sds3d.seeds import step_seed
-from sds3d.views import DISTANCE, FOVY_DEG, ring
+from sds3d.views import DISTANCE, DISTANCE_JITTER, FOVY_DEG, ring
 
 SIZE = 24
 RADIUS = 0.55
@@ -402,13 +402,30 @@ def test_both_learning_rates_fall_to_their_last_share(probe: list[Probe]) -> Non
     [
         (torch.zeros(2, 16, 16), "empty"),
         (torch.full((2, 16, 16), 0.5), "fog"),
-        (torch.ones(2, 16, 16), "fills the box"),
+        (torch.ones(2, 16, 16), "fills its space"),
     ],
 )
 def test_ill_health_is_said_in_plain_words(opacity: Tensor, word: str) -> None:
     complaint = complaint_about(opacity)
     assert complaint is not None
     assert complaint.startswith(word)
+
+
+@pytest.mark.parametrize("jitter", [-DISTANCE_JITTER, 0.0, DISTANCE_JITTER])
+@pytest.mark.parametrize("side", [32, 64])
+def test_a_full_ball_fills_its_space_and_the_largest_object_does_not(
+    jitter: float, side: int
+) -> None:
+    poses = orbit_c2w([20.0, 140.0], [-10.0, 45.0], DISTANCE + jitter)
+    origins, directions = camera_rays(poses, FOVY_DEG, side, side)
+    # A ray passes the origin at the length of what of its start is across it.
+    along = (origins * directions).sum(-1, keepdim=True)
+    passes = (origins - along * directions).norm(dim=-1)
+    full, largest = ((passes < radius).float() for radius in (FieldConfig().half_extent, 0.9))
+    complaint = complaint_about(full)
+    assert complaint is not None
+    assert complaint.startswith("fills its space")
+    assert complaint_about(largest) is None
 
 
 def test_a_solid_object_with_soft_edges_is_well() -> None:
