@@ -40,6 +40,10 @@ SNAPSHOT_INTERVAL = 25
 MOST_ROLLBACKS = 3
 HEALTH_INTERVAL = 50
 
+_SNAPSHOT = "snapshot"
+_State = tuple[dict[str, Tensor], dict[str, Any]]
+"""What `Optimization.tensors` and `Optimization.meta` give."""
+
 
 class Teacher(Denoiser, Protocol):
     """What the loop needs of a teacher beyond denoising."""
@@ -118,7 +122,10 @@ def optimize(
         )
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         loop.load(*state)
-    snapshot = loop.tensors(), loop.meta()
+        snapshot = _kept_snapshot(*state)
+    else:
+        snapshot = None
+    snapshot = snapshot or (loop.tensors(), loop.meta())
     clock, began, saved = StepClock(), loop.step, time.monotonic()
     started, stopped = time.monotonic(), False
     last_agreement: dict[int, float] = {}
@@ -174,7 +181,7 @@ def optimize(
         stopped = should_stop() and loop.step < options.total_steps
         due = time.monotonic() - saved > config.checkpoint_seconds
         if checkpoint is not None and (due or stopped or loop.step == options.total_steps):
-            checkpoint.save(loop.tensors(), loop.meta())
+            checkpoint.save(*_with_snapshot(loop, snapshot))
             saved = time.monotonic()
     return Optimized(
         particles=tuple(loop.particles),
@@ -184,6 +191,28 @@ def optimize(
         agreement=loop.agreement | last_agreement,
         stopped=stopped,
     )
+
+
+def _with_snapshot(loop: Optimization, snapshot: _State) -> _State:
+    """What a checkpoint holds: the loop's state, and that to which a broken number takes it back.
+
+    So a run goes as far back after a resumption as without one. At a step at which a snapshot is
+    taken the state is its own.
+    """
+    tensors, meta = loop.tensors(), loop.meta()
+    if loop.step % SNAPSHOT_INTERVAL == 0:
+        return tensors, meta
+    before = {f"{_SNAPSHOT}.{name}": tensor for name, tensor in snapshot[0].items()}
+    return tensors | before, meta | {_SNAPSHOT: snapshot[1]}
+
+
+def _kept_snapshot(tensors: dict[str, Tensor], meta: dict[str, Any]) -> _State | None:
+    """The snapshot that a checkpoint holds beside its state, None where there is none."""
+    if _SNAPSHOT not in meta:
+        return None
+    start = f"{_SNAPSHOT}."
+    kept = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    return kept, meta[_SNAPSHOT]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,7 +193,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     different = [name for name in tensors if not torch.equal(tensors[name], expected[name])]
     assert not different
     # What is compared is the whole of it: the field, its moments, the grid; and it moved.
-    assert {name.split(".")[0] for name in tensors} == {"field", "occupancy", "adam"}
+    assert {name.split(".")[0] for name in tensors} == {"field", "occupancy", "adam", "snapshot"}
     start = make_field(OPTIONS, 0).state_dict()
     assert not any(torch.equal(start[n], tensors[f"field.{n}"]) for n in start)
 
@@ -331,6 +331,27 @@ def test_three_rollbacks_are_survived_and_a_fourth_is_the_end(tmp_path: Path) ->
     assert "--encoding-learning-rate" in str(caught.value)
     assert "--guidance-scale" in str(caught.value)
     assert "--optimize." not in str(caught.value)
+
+
+def test_a_nan_after_a_resumption_goes_back_as_far_as_without_one(
+    tmp_path: Path, probe: list[Probe]
+) -> None:
+    checkpoint = CheckpointFile(tmp_path)
+    run(config(), BallTeacher(broken_calls=frozenset({34})))
+    run(config(), checkpoint=checkpoint, stop_after=30)
+    assert state(tmp_path)[1]["step"] == 30
+    run(config(), BallTeacher(broken_calls=frozenset({4})), checkpoint=checkpoint)
+    straight, _, resumed = probe
+    assert straight.rolled_back_to == resumed.rolled_back_to == [SNAPSHOT_INTERVAL]
+    before, after = straight.tensors(), resumed.tensors()
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    # Where a snapshot is due anyway, none is kept.
+    (tmp_path / "due").mkdir()
+    run(config(), checkpoint=CheckpointFile(tmp_path / "due"), stop_after=SNAPSHOT_INTERVAL)
+    tensors, meta = state(tmp_path / "due")
+    assert tensors.keys() == before.keys()
+    assert "snapshot" not in meta
 
 
 def test_rollbacks_count_across_a_resumption(tmp_path: Path) -> None:
