@@ -56,7 +56,7 @@ def examine(teacher: str = "toybox") -> list[Finding]:
         _memory,
         _disk,
         _encoding,
-        _cuda_extensions,
+        _tinycudann,
         _ffmpeg,
         _validator,
         _teacher,
@@ -164,23 +164,11 @@ def _encoding() -> list[Finding]:
     return found
 
 
-def _cuda_extensions() -> list[Finding]:
-    import torch
-
+def _tinycudann() -> list[Finding]:
     from nerf.hash_grid.tinycudann import load
 
     module, reason = load()
-    found = [Finding(name="tinycudann", status="ok" if module else "missing", text=reason)]
-    if not torch.cuda.is_available():
-        text = "its CUDA kernels need a CUDA device; the CPU parts are used"
-        found.append(Finding(name="nerfacc CUDA", status="missing", text=text))
-    elif shutil.which("nvcc") is None:
-        text = "its CUDA kernels are compiled by nvcc, which is not on PATH; torch is used instead"
-        found.append(Finding(name="nerfacc CUDA", status="missing", text=text))
-    else:
-        text = "nvcc is on PATH, so its CUDA kernels can be compiled"
-        found.append(Finding(name="nerfacc CUDA", status="ok", text=text))
-    return found
+    return [Finding(name="tinycudann", status="ok" if module else "missing", text=reason)]
 
 
 def _ffmpeg() -> list[Finding]:
