@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from core.distillation.score.sds import SDS
 from core.schedule import noise_like
 from core.teachers.teacher import encode_for
 
 from .optimize_config import OptimizeConfig
+from .resize import at_size
 from .views import Views
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def measure_agreement(loop: Optimization) -> float | None:
         with torch.no_grad():
             images = render_views(loop, part, particle.finest_side, BACKGROUND)
             size = (loop.teacher_size, loop.teacher_size)
-            images = F.interpolate(images, size, mode="bilinear")
-            x = encode_for(loop.teacher, 2.0 * images - 1.0)
+            x = encode_for(loop.teacher, 2.0 * at_size(images, size) - 1.0)
         t = times[some].to(x)
         # The x0 form of score distillation is x - D(x_t).
         residual = SDS(loop.teacher).gradient_at(

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .config import GenerateConfig
 from .events import Listener, Stage
 from .optimize_config import OptimizeConfig
 from .representation import ParameterGroup, Shown
+from .resize import at_size
 from .seeds import step_seed
 from .views import DISTANCE, Views
 
@@ -35,7 +35,7 @@ START_STD = 0.1
 
 
 class ImageRepresentation(nn.Module):
-    """Pixels [1, 3, S, S] in [0, 1], seen from one camera; S may be fewer than the teacher sees.
+    """Pixels [1, 3, S, S] in [0, 1], seen from one camera; S need not be what the teacher sees.
 
     Each step asks about `views_per_step` noises at the same image.
 
@@ -101,7 +101,7 @@ class ImageRepresentation(nn.Module):
 
     @torch.no_grad()
     def pictures(self, views: Views, side: int, background: float) -> Tensor:
-        image = F.interpolate(self.pixels, (side, side), mode="bilinear")
+        image = at_size(self.pixels, (side, side))
         return image.expand(len(views.azimuth_deg), -1, -1, -1).clamp(0, 1)
 
     def complaint(self, shown: Shown) -> str | None:
@@ -122,7 +122,7 @@ class ImageRepresentation(nn.Module):
         started = time.perf_counter()
         on_event(Stage("export"))
         size = (self.teacher_size, self.teacher_size)
-        image = F.interpolate(self.pixels, size, mode="bilinear")
+        image = at_size(self.pixels, size)
         write_bytes(folder / "image.png", png_bytes(_enlarged(_quantized(image))[0]))
         strip = _enlarged(self.frames[self.filled])
         export_contact_sheet(strip, folder / "progress.png", columns=FRAMES)
