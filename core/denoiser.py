@@ -224,7 +224,8 @@ class ClassifierFreeGuidance:
 
     guidance_scale = 1 is the conditional prediction, 0 the unconditional one; the paper's w is
     guidance_scale - 1. The two predictions take one call of 2B samples, or two calls where a
-    field is present in one of the conditionings only (a camera dropped from `uncond`).
+    field is present in one of the conditionings only (a camera dropped from `uncond`). At scale 1
+    the guided one alone is one prediction: only `parts` asks for the other.
 
     Calling it without cond.uncond raises ValueError.
     """
@@ -237,6 +238,9 @@ class ClassifierFreeGuidance:
         return self.denoiser.schedule
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        if self.guidance_scale == 1:
+            cond, _ = _with_uncond(cond, type(self).__name__)
+            return self.denoiser(x_t, t, _without_uncond(cond).expand(len(x_t)))
         return self.parts(x_t, t, cond).guided
 
     def parts(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> GuidedPrediction:

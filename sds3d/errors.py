@@ -67,6 +67,30 @@ class Diverged(Sds3dError):
     """The optimisation kept producing numbers that are not finite."""
 
 
+class TooLittleMemory(BadInput):
+    """The machine or the device had no memory left; what was saved of a run is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        from .user_config import config_path
+
+        super().__init__(
+            "out of memory: close other programs, or set checkpoint_vae = true (and, for UNets, "
+            f"attention_slicing = true) under [teacher] in {config_path()}, and go on with: sds3d "
+            f"generate --resume {quoted(folder)}; or make it anew with fewer --views-per-step, "
+            "smaller --resolutions, a smaller --mesh-resolution, a smaller --preset (fast), or a "
+            "lower image_size in that file"
+        )
+        self.folder = folder
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system or the device had no memory left."""
+    return (
+        isinstance(error, (MemoryError, TooLittleMemory))
+        or type(error).__name__ == "OutOfMemoryError"
+    )
+
+
 class Interrupted(Sds3dError):
     """The user stopped the run; it can be continued from its folder."""
 

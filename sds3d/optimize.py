@@ -16,20 +16,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from core.denoiser import Conditioning, Denoiser
 from core.distillation.score.sds import surrogate_loss
-from core.teachers.teacher import LatentTeacher, encode_for, free_text_encoders
+from core.teachers.teacher import LatentTeacher, free_text_encoders
 
 from .agreement import is_due, is_kept, measure_agreement
 from .config import GenerateConfig
-from .errors import Diverged
+from .errors import Diverged, is_out_of_memory
 from .events import Event, Health, Step, Warning
 from .latent_representation import latent_reading
 from .optimize_config import OptimizeConfig
 from .optimizer_state import gradients_finite, load_moments, moments_of
 from .representation import Representation
+from .resize import at_size
 from .runs import CheckpointFile
 from .seeds import step_seed
 from .supervision import supervise, timestep_policy
@@ -112,7 +112,8 @@ def optimize(
     `should_stop` is asked after every step; when it says yes the state is saved and `stopped` set.
     `observe` is shown the state after every step, to look at and not to change.
     A step whose result is not finite is undone, and the learning rate halved; after three of these
-    Diverged is raised. Raises the errors of `sds3d.errors`.
+    Diverged is raised. Where memory does not suffice for a step, the last whole state is saved.
+    Raises the errors of `sds3d.errors`.
     """
     options = config.optimize
     loop = Optimization(config, teacher, particles)
@@ -126,14 +127,21 @@ def optimize(
     else:
         snapshot = None
     snapshot = snapshot or (loop.tensors(), loop.meta())
-    clock, began, saved = StepClock(), loop.step, time.monotonic()
+    clock, began, saved, saved_step = StepClock(), loop.step, time.monotonic(), loop.step
     started, stopped = time.monotonic(), False
     last_agreement: dict[int, float] = {}
     while loop.step < options.total_steps and not stopped:
         if loop.step % SNAPSHOT_INTERVAL == 0:
             snapshot = loop.tensors(), loop.meta()
         step_started = time.perf_counter()
-        report = loop.advance(clock)
+        try:
+            report = loop.advance(clock)
+        except Exception as error:
+            # The state is that of half a step; the snapshot's is whole.
+            later = snapshot[1]["step"] > saved_step
+            if checkpoint is not None and later and is_out_of_memory(error):
+                checkpoint.save(*snapshot)
+            raise
         if not report.finite:
             loop.roll_back(*snapshot)
             if loop.rollbacks > MOST_ROLLBACKS:
@@ -182,7 +190,7 @@ def optimize(
         due = time.monotonic() - saved > config.checkpoint_seconds
         if checkpoint is not None and (due or stopped or loop.step == options.total_steps):
             checkpoint.save(*_with_snapshot(loop, snapshot))
-            saved = time.monotonic()
+            saved, saved_step = time.monotonic(), loop.step
     return Optimized(
         particles=tuple(loop.particles),
         step=loop.step,
@@ -288,7 +296,7 @@ class Optimization:
         clock.lap("render")
 
         t = sample_timesteps(options, progress, len(x), generator, together).to(self.device)
-        judged = x if shown.latent else encode_for(self.teacher, 2.0 * x - 1.0)
+        judged = x if shown.latent else self.supervision.judged(2.0 * x - 1.0)
         gradient = self.supervision.gradient(judged.detach(), t, views, generator)
         clock.lap("teacher")
 
@@ -385,7 +393,7 @@ def resized(images: Tensor, teacher: Teacher, *, latent: bool) -> Tensor:
     if latent:
         assert isinstance(teacher, LatentTeacher)
         size = teacher.latent_shape[1:]
-    return F.interpolate(images, size, mode="bilinear")
+    return at_size(images, size)
 
 
 def sample_timesteps(

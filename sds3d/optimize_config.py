@@ -61,7 +61,7 @@ class ImageOptions:
     """An image in the place of the field (--target image)."""
 
     image_resolution: int = 0
-    """Side of the optimised image in pixels, enlarged to the teacher's; 0 is the teacher's."""
+    """Side of the optimised image in pixels, shown at the teacher's; 0 is the teacher's."""
     image_learning_rate: float = 0.02
     """Adam's rate for the image's values in [0, 1]."""
     azimuth_deg: float = 0.0
@@ -154,6 +154,8 @@ class OptimizeConfig:
     """Time between the two neighbours that are compared (ism, cds)."""
     ode_steps: int = field(default=10, metadata=ADDED_LATER)
     """Steps toward the image's own noise (ism, sdi) or toward the clean image (hifa)."""
+    image_weight: float = field(default=0.1, metadata=ADDED_LATER)
+    """Weight of the distance in pixels beside that in latents; 0 decodes nothing (hifa)."""
     particles: int = field(default=1, metadata=ADDED_LATER)
     """Objects that are made together, each step moving the next in turn (vsd)."""
     lora_rank: int = field(default=4, metadata=ADDED_LATER)
@@ -281,6 +283,7 @@ class OptimizeConfig:
         require_number("--perturbations", self.perturbations, 1, 64)
         require_number("--timestep-interval", self.timestep_interval, 1e-3, 0.5)
         require_number("--ode-steps", self.ode_steps, 1, 100)
+        require_number("--image-weight", self.image_weight, 0)
         require_number("--particles", self.particles, 1, 64)
         require_number("--lora-rank", self.lora_rank, 1, 1024)
         require_number("--lora-learning-rate", self.lora_learning_rate, 0, 1)

@@ -6,6 +6,7 @@ made of nothing but its options and the teacher. VSD's fake score alone has a st
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -31,7 +32,13 @@ from core.distillation.score.sds import (
 from core.distillation.score.sjc import SJC
 from core.distillation.score.vsd import VSD
 from core.guidance import EmbeddedGuidance, EmbedsGuidance, GuidanceRescale, Unconditional
-from core.teachers.teacher import TakesLora, takes_camera, views_per_object
+from core.teachers.teacher import (
+    LatentTeacher,
+    TakesLora,
+    encode_for,
+    takes_camera,
+    views_per_object,
+)
 from core.timesteps import Pace, TimestepPolicy, TimestepWindow, WeightedNonIncreasing
 
 from .errors import ConfigError
@@ -57,6 +64,7 @@ class Supervision:
         view_prompts: The prompt for each view, None where they are off.
         negative: What NFSD keeps away from, None for the other methods.
         fake: What VSD compares the teacher with, None for the other methods; the caller trains it.
+        seed: The run's, for CDS's one noise.
     """
 
     options: OptimizeConfig
@@ -65,16 +73,29 @@ class Supervision:
     view_prompts: ViewPrompts | None
     negative: Conditioning | None
     fake: FakeScore | None = None
+    seed: int = 0
 
     @property
     def views_per_object(self) -> int:
         """How many consecutive views the teacher judges together; 1 where it is told no camera."""
         return views_per_object(self.teacher) if self.options.camera_conditioning else 1
 
+    def judged(self, x: Tensor) -> Tensor:
+        """What `gradient` takes of images x [V, 3, H, W] in [-1, 1]: their latents, or themselves.
+
+        Differentiable.
+        """
+        return x if self._autoencoder is not None else encode_for(self.teacher, x)
+
     def gradient(self, x: Tensor, t: Tensor, views: Views, generator: torch.Generator) -> Tensor:
-        """The direction for the views' images x [V, 3, H, W] in [-1, 1] at the times t [V]."""
+        """The direction for what is `judged` of the views (or latents) at the times t [V]."""
         cond = self.condition(views)
-        return self.distillation(views).gradient(x, t, cond, generator=generator)
+        gradient = self.distillation(views).gradient(x, t, cond, generator=generator)
+        if self._autoencoder is not None:
+            # Every other gradient by pixels or latents is of a sum that is averaged over as many
+            # values as the teacher denoises; so that this one is too, though there are more pixels.
+            gradient = gradient * (x[0].numel() / math.prod(self._autoencoder.latent_shape))
+        return gradient
 
     def condition(self, views: Views) -> Conditioning:
         """What the teacher is told about these views: the prompt, and where the camera stands."""
@@ -83,11 +104,7 @@ class Supervision:
 
     def guidance(self, scale: float, views: Views) -> Guidance:
         """The guided teacher for these views, with Perp-Neg and rescale where they are asked."""
-        guidance: Guidance = ClassifierFreeGuidance(self.teacher, scale)
-        if self.options.perp_neg and self.view_prompts is not None:
-            negatives, weights = self.view_prompts.negatives(views)
-            negatives = [self._seen(negative, views) for negative in negatives]
-            guidance = PerpNegGuidance(self.teacher, scale, negatives, weights)
+        guidance = self._contrast(scale, views)
         # The reconstruction rescales by itself.
         if self.options.guidance_rescale > 0 and self.options.method != "reconstruction":
             guidance = GuidanceRescale(
@@ -123,15 +140,22 @@ class Supervision:
                     weighting=weighting,
                 )
             case "sdi":
+                # The authors' opposite of s: their plain guidance begins at the prompt, so that
+                # their s is this one's less 1, and their Perp-Neg at nothing, as here.
+                opposite = -scale if options.perp_neg else 2 - scale
                 return SDI(
                     denoiser=self.guidance(scale, views),
-                    inverter=ClassifierFreeGuidance(self.teacher, 2 - scale),
+                    inverter=self._contrast(opposite, views),
                     inversion_steps=options.ode_steps,
                     weighting=weighting,
                 )
             case "nfsd":
                 assert self.negative is not None
-                negative = self._seen(self.negative, views)
+                negative = self.negative
+                # It is contrasted with nothing at all, and must not differ from it in the camera:
+                # what it flees would then be the view.
+                if not self._camera_dropped:
+                    negative = self._seen(negative, views)
                 return NFSD(
                     guidance=self.guidance(scale, views),
                     denoiser=self.teacher,
@@ -147,32 +171,65 @@ class Supervision:
                     views=together if together > 1 else len(views.azimuth_deg),
                 )
             case "hifa":
+                images = self._autoencoder
+                of_latents = isinstance(self.teacher, LatentTeacher) and images is None
                 return HiFA(
-                    denoiser=self.denoiser(views), steps=options.ode_steps, weighting=weighting
+                    denoiser=self.denoiser(views),
+                    image_weight=0.0 if of_latents else options.image_weight,
+                    steps=options.ode_steps,
+                    encode=None if images is None else images.encode_image,
+                    decode=None if images is None else images.decode_latents,
+                    weighting=weighting,
                 )
             case "cds":
                 return CDS(
                     denoiser=self.denoiser(views),
                     interval=options.timestep_interval,
+                    noise_seed=step_seed(self.seed, _FIXED_NOISE),
                     weighting=weighting,
                 )
             case "vsd":
                 assert self.fake is not None
                 return VSD(self.guidance(scale, views), self.fake.denoiser, weighting)
 
+    def _contrast(self, scale: float, views: Views) -> Guidance:
+        """The prompt against nothing, with Perp-Neg where it is asked."""
+        if not self.options.perp_neg or self.view_prompts is None:
+            return ClassifierFreeGuidance(self.teacher, scale)
+        negatives, weights = self.view_prompts.negatives(views)
+        negatives = [self._seen(negative, views) for negative in negatives]
+        return PerpNegGuidance(self.teacher, scale, negatives, weights)
+
+    @property
+    def _autoencoder(self) -> LatentTeacher | None:
+        """The teacher where HiFA compares both images and latents, None elsewhere."""
+        options, teacher = self.options, self.teacher
+        if options.method != "hifa" or options.image_weight == 0 or options.latent:
+            return None
+        return teacher if isinstance(teacher, LatentTeacher) else None
+
+    @property
+    def _camera_dropped(self) -> bool:
+        """Whether what guidance contrasts with has no camera, so that the camera is strengthened.
+
+        Where the teacher does not look at it there is nothing to strengthen, and two halves that
+        have the same fields are one call of the teacher instead of two.
+        """
+        return self.options.camera_guidance and takes_camera(self.teacher)
+
     def _seen(self, cond: Conditioning, views: Views) -> Conditioning:
         """`cond` with the views' cameras, unless the teacher is not to be told."""
         if not self.options.camera_conditioning:
             return cond
         device = None if cond.text is None else cond.text.device
-        # Where the teacher does not look at it there is nothing to strengthen, and two halves
-        # that have the same fields are one call of the teacher instead of two.
-        strengthen = self.options.camera_guidance and takes_camera(self.teacher)
-        return cond.with_camera(views.camera.to(device), drop_in_uncond=strengthen)
+        return cond.with_camera(views.camera.to(device), drop_in_uncond=self._camera_dropped)
 
 
 _FAKE_STEP = -(10**6)
 """Where in the steps' seeds the fake score's first weights are drawn: before all particles."""
+
+_FIXED_NOISE = _FAKE_STEP - 1
+"""And the noise that CDS keeps."""
 
 
 def supervise(
@@ -207,6 +264,7 @@ def supervise(
         view_prompts=view_prompts,
         negative=negative,
         fake=_fake_score(options, teacher, seed) if options.method == "vsd" else None,
+        seed=seed,
     )
 
 

@@ -42,6 +42,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "guidance_scale",
         "guidance_rescale",
         "ode_steps",
+        "image_weight",
         "timestep_interval",
         "perturbations",
         "loss_weighting",

@@ -198,6 +198,27 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert not any(torch.equal(start[n], tensors[f"field.{n}"]) for n in start)
 
 
+@pytest.mark.parametrize(("at", "kept"), [(28, 25), (7, None)])
+def test_where_memory_ends_the_last_whole_state_is_saved_and_leads_to_the_same_bits(
+    at: int, kept: int | None, uninterrupted: Path, tmp_path: Path
+) -> None:
+    class Small(BallTeacher):
+        def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+            steps = sum(isinstance(event, Step) for event in events)
+            if steps == at:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return super().__call__(x_t, t, cond)
+
+    events: list[Event] = []
+    with pytest.raises(torch.OutOfMemoryError):
+        run(config(), Small(), checkpoint=CheckpointFile(tmp_path), events=events)
+    saved = CheckpointFile(tmp_path).load()
+    assert (None if saved is None else saved[1]["step"]) == kept
+    run(config(), checkpoint=CheckpointFile(tmp_path))
+    tensors, expected = state(tmp_path)[0], state(uninterrupted)[0]
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
 def test_another_seed_is_another_run(uninterrupted: Path, tmp_path: Path) -> None:
     run(config(seed=1, steps=10), checkpoint=CheckpointFile(tmp_path))
     tensors, expected = state(tmp_path)[0], state(uninterrupted)[0]

@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.denoiser import ClassifierFreeGuidance, Conditioning, PerpNegGuidance
 from core.distillation.score.csd import CSD
+from core.distillation.score.hifa import HiFA
 from core.distillation.score.nfsd import NFSD, NFSD_NEGATIVE_PROMPT
 from core.distillation.score.sdi import SDI
-from core.distillation.score.sds import SDS
+from core.distillation.score.sds import SDS, surrogate_loss
 from core.guidance import GuidanceRescale
 from core.prediction import Prediction
 from core.schedule import FlowSchedule, per_sample
+from core.teachers.teacher import encode_for
 from sds3d.config import GenerateConfig
 from sds3d.config_json import from_dict, to_dict
 from sds3d.errors import ConfigError
@@ -136,6 +139,95 @@ def test_nfsd_contrasts_with_nothing_and_flees_the_negative_prompt(negative: str
     away = replace(asked(wanted), uncond=None)
     rule = NFSD(guidance=ClassifierFreeGuidance(teacher, 4.0), denoiser=teacher, negative=away)
     assert torch.equal(found, rule.gradient(X, T, asked(), noise()))
+
+
+def test_what_nfsd_flees_has_a_camera_only_where_nothing_has_one() -> None:
+    """Guided to the camera, the other half has none: a camera there would be pushed away from."""
+    teacher = GaussianTeacher()
+    found = gradient(teacher, method="nfsd", camera_guidance=True)
+    assert [camera is None for camera in teacher.cameras] == [False, True, True]
+    cond = teacher.encode("a mug").with_camera(VIEWS.camera, drop_in_uncond=True)
+    away = replace(teacher.encode(NFSD_NEGATIVE_PROMPT), uncond=None)
+    rule = NFSD(guidance=ClassifierFreeGuidance(teacher, 4.0), denoiser=teacher, negative=away)
+    assert torch.equal(found, rule.gradient(X, T, cond, noise()))
+
+
+def test_sdi_inverts_with_perp_neg_where_it_is_guided_with_it() -> None:
+    """threestudio's sdi.yaml: 7.5 and -7.5, both uncond + s (...) there."""
+    teacher = GaussianTeacher()
+    wish = {"method": "sdi", "guidance_scale": 7.5, "view_prompts": "interpolated"}
+    supervision = supervise(options(**wish, perp_neg=True), teacher, "a mug", "")
+    assert supervision.view_prompts is not None
+    conds, weights = supervision.view_prompts.negatives(VIEWS)
+    negatives = [cond.with_camera(VIEWS.camera) for cond in conds]
+    forth, back = (PerpNegGuidance(teacher, s, negatives, weights) for s in (7.5, -7.5))
+    cond = supervision.view_prompts.at(VIEWS).with_camera(VIEWS.camera)
+    expected = SDI(denoiser=forth, inverter=back).gradient(X, T, cond, noise())
+    assert torch.equal(supervision.gradient(X, T, VIEWS, noise()), expected)
+
+
+def test_cds_keeps_one_noise_for_each_seed() -> None:
+    def of(seed: int, draw: int) -> Tensor:
+        asked_of = supervise(options(method="cds"), GaussianTeacher(), "a mug", "", seed=seed)
+        return asked_of.gradient(X, T, VIEWS, torch.Generator().manual_seed(draw))
+
+    assert torch.equal(of(3, 0), of(3, 1))
+    assert not torch.allclose(of(3, 0), of(4, 0), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("method", "passes"), [("sds", 1), ("sjc", 4), ("cds", 2)])
+def test_at_scale_1_the_other_half_is_not_asked(method: str, passes: int) -> None:
+    teacher = GaussianTeacher()
+    found = gradient(teacher, method=method, guidance_scale=1.0, camera_guidance=True)
+    assert len(teacher.cameras) == passes
+    assert all(camera is not None for camera in teacher.cameras)
+    close = gradient(method=method, guidance_scale=1.0 + 1e-6, camera_guidance=True)
+    torch.testing.assert_close(found, close, rtol=1e-4, atol=1e-4)
+
+
+@dataclass
+class LatentGaussian(GaussianTeacher):
+    """Of latents of half the side, by an encoder that is not linear."""
+
+    latent_shape: tuple[int, int, int] = (3, SIZE // 2, SIZE // 2)
+    weights_sha256: str = "c" * 64
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    module: nn.Module = field(default_factory=nn.Identity)
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        return torch.tanh(F.avg_pool2d(x, 2))
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return F.interpolate(latents, scale_factor=2.0)
+
+
+def of_hifa(image_weight: float, **changed: Any) -> Tensor:
+    """The gradient [V, 3, H, W] that reaches the images in the loop."""
+    chosen = options(method="hifa", image_weight=image_weight, **changed)
+    supervision = supervise(chosen, LatentGaussian(), "a mug", "")
+    x = X.clone().requires_grad_()
+    judged = supervision.judged(x)
+    direction = supervision.gradient(judged.detach(), T, VIEWS, noise())
+    loss = surrogate_loss(judged, direction) / judged[0].numel() / len(judged)
+    return torch.autograd.grad(loss, [x])[0]
+
+
+def test_hifa_compares_the_pictures_of_a_latent_teacher_too() -> None:
+    """Without the picture it is the loop's way of latents; with it, the picture's part is added."""
+    teacher = LatentGaussian()
+    assert supervise(options(method="hifa", image_weight=0.0), teacher, "a", "").judged(
+        X
+    ).shape == (3, *teacher.latent_shape)
+    of_latents = of_hifa(0.0)
+    torch.testing.assert_close(of_hifa(1e-9), of_latents)
+    z = encode_for(teacher, X)
+    guided = ClassifierFreeGuidance(teacher, 4.0)
+    rule = HiFA(denoiser=guided, image_weight=0.0, steps=10)
+    z_hat = z - rule.gradient(z, T, asked(), noise())
+    of_pixels = 0.3 * (X - teacher.decode_latents(z_hat)) / z[0].numel() / len(z)
+    torch.testing.assert_close(of_hifa(0.3) - of_latents, of_pixels)
+    # Where latents are rendered there is no picture to compare.
+    assert torch.equal(of_hifa(0.3, latent=True), of_latents)
 
 
 @pytest.mark.parametrize(
@@ -348,6 +440,7 @@ def test_view_prompts_that_the_teacher_cannot_tell_apart_are_said(tmp_path: Path
         ({"perturbations": 0}, "--perturbations", "at least 1"),
         ({"timestep_interval": 0.9}, "--timestep-interval", "at most 0.5"),
         ({"ode_steps": 0}, "--ode-steps", "at least 1"),
+        ({"image_weight": -0.1}, "--image-weight", "at least 0"),
         ({"method": "reconstruction", "guidance_rescale": 0.0}, "--guidance-rescale", "0.5"),
         ({"method": "csd", "guidance_scale": 0.0}, "--guidance-scale", "above 0"),
         ({"perp_neg": True}, "--perp-neg", "--view-prompts interpolated"),

@@ -20,9 +20,12 @@ class SDI:
     """gradient = w(t) (x - D(x_t, y)), x_t = alpha x + sigma kappa(x) (arXiv 2405.15891).
 
     kappa is no random noise but the one from which DDIM would have made x, so that SDS becomes a
-    reparametrised DDIM: x_t is x inverted to t by `inverter`, which the authors guide by the
-    negative of the forward scale (in this project's scale s, by 2 - s, as theirs is s - 1), and
-    disturb by eta = 0.3 times DDPM's own noise at each step.
+    reparametrised DDIM: x_t is x inverted to t by `inverter`, and disturbed by eta = 0.3 times
+    DDPM's own noise at each step.
+
+    The authors guide `inverter` by the negative of the forward scale. In this project's scale s
+    that is 2 - s, as their plain guidance counts from the prompt and their scale is s - 1; and -s
+    with Perp-Neg, which counts from nothing there as here and which they invert with too.
     """
 
     denoiser: Denoiser
