@@ -7,13 +7,14 @@ Adam at 1e-2 for the grid and 1e-3 for the MLP; elevations of -10 to 45 degrees.
 
 None has been run with published weights here, so what they make is not measured. What they do not
 take over: the authors' cameras (here always those that frame the object), their backgrounds, their
-shading and the orientation loss that belongs to it, their penalties on opacity (here on its
-entropy), and their negative prompts.
+shading and the orientation loss that belongs to it, their penalties on opacity itself ("sparsity";
+that on its entropy they have or lack as the authors do), and their negative prompts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from .config import MeshConfig, PresetName
@@ -59,6 +60,7 @@ DREAMFUSION = Preset(
         occupancy_resolution=32,
         occupancy_interval=16,
         step_size=0.02,
+        entropy_weight=0.0,
         field=_GRID,
     ),
     mesh=_MESH,
@@ -163,6 +165,8 @@ SDI = Preset(
         view_prompts="interpolated",
         perp_neg=True,
         resolutions=(512,),
+        # Its lambda_opaque is for an entropy in nats.
+        entropy_weight=0.1 * math.log(2) / _LATENTS_OF_512,
     ),
     mesh=_MESH,
 )
@@ -226,11 +230,12 @@ MVDREAM = Preset(
 
 LATENT_NERF = Preset(
     teacher="sd15",
-    optimize=_like_dreamfusion(latent=True, steps=5000),
+    optimize=_like_dreamfusion(latent=True, steps=5000, entropy_weight=5e-4 / _LATENTS_OF_512),
     mesh=_MESH,
 )
 """Latent-NeRF (arXiv 2211.07600), its own train_config.py: latents of 64 x 64 are what is rendered,
-5000 steps, 1e-3 for the MLP. Refining them as RGB is --rgb-refinement."""
+5000 steps, 1e-3 for the MLP, 5e-4 for the entropy ("sparsity" there). Refining them as RGB is
+--rgb-refinement."""
 
 RECIPES: dict[PresetName, Preset] = {
     "dreamfusion": DREAMFUSION,

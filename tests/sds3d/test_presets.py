@@ -49,6 +49,9 @@ COMMON = {
     "perp_neg": False,
     "views_per_step": 1,
     "latent": False,
+    # lambda_opaque 0 in TS dreamfusion-sd, magic3d-coarse-sd, prolificdreamer, in csd-if and
+    # mvdream-sd21; none in TS sjc and in LucidDreamer
+    "entropy_weight": 0.0,
 }
 """What the peers agree on for a Stable Diffusion teacher (TS dreamfusion-sd)."""
 
@@ -124,6 +127,8 @@ OF_EACH: dict[str, dict[Any, Any]] = {
         "view_prompts": "interpolated",
         "resolutions": (512,),
         "loss_weighting": "x0",
+        # lambda_opaque 0.1 of a binary cross entropy, ln 2 of which are a bit, on a summed loss
+        "entropy_weight": pytest.approx(0.1 * 0.693147180559945 / 16_384),
     },
     # Classifier-Score-Distillation csd-if: cond_scale 1, t max 0.98 to 0.5 at 5000 of 10,000,
     # weighting uniform, 12 levels to 512, lr 0.001, perp-neg; csd-sd-refine: 10,000 steps at 512,
@@ -169,8 +174,14 @@ OF_EACH: dict[str, dict[Any, Any]] = {
         "loss_weighting": "x0",
     },
     # latent-nerf src/latent_nerf/configs/train_config.py: iters 5000, lr 1e-3; TS latentnerf:
-    # n_feature_dims 4, guidance_scale 100.
-    "latent-nerf": {"method": "sds", "latent": True, "steps": 5000},
+    # n_feature_dims 4, guidance_scale 100. Its lambda_sparsity 5e-4 is of the entropy in bits
+    # (losses/sparsity_loss.py), beside a gradient that is summed over the latents.
+    "latent-nerf": {
+        "method": "sds",
+        "latent": True,
+        "steps": 5000,
+        "entropy_weight": 5e-4 / 16_384,
+    },
 }
 
 TEACHER_OF = {
