@@ -28,6 +28,7 @@ from .errors import (
     Interrupted,
     OutputError,
     Sds3dError,
+    is_out_of_memory,
 )
 from .signals import Stop
 
@@ -157,9 +158,14 @@ def _fail(output: Output, text: str, code: int) -> int:
 
 
 def _fail_internally(output: Output, error: Exception) -> int:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        text = "out of memory: use --preset fast, or a smaller --mesh-resolution"
-        return _fail(output, text, EXIT_INTERNAL)
+    if is_out_of_memory(error):
+        from .user_config import config_path
+
+        text = (
+            "out of memory: close other programs, use a smaller --preset (fast) or teacher, or see "
+            f"dtype and image_size under [teacher] in {config_path()}"
+        )
+        return _fail(output, text, EXIT_USAGE)
     import traceback
 
     traceback.print_exception(error, file=sys.stderr)

@@ -34,7 +34,7 @@ PresetName = Literal[
     "latent-nerf",
 ]
 TeacherName = str
-"""The name of a teacher of this program, or the folder of one."""
+"""The name of a teacher, of this program or the user's file, a hub's id, or the folder of one."""
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Format = Literal["glb", "obj"]
@@ -111,7 +111,8 @@ class GenerateConfig:
     preset: PresetName = "balanced"
     """Named set of options; options given beside it win."""
     teacher: TeacherName = "toybox"
-    """The diffusion model that judges the renders: toybox, toybox-guided, or the folder of one."""
+    """The diffusion model that judges the renders: toybox, toybox-guided, another name (sd21 or one
+    of your own), a hub's id, or a folder in the diffusers format."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA where there is one."""
     out: Path = Path("outputs")

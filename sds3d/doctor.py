@@ -215,10 +215,11 @@ def teacher_findings(name: str) -> list[Finding]:
     """Whether a teacher's files are there and whole, and what they take in memory."""
     import torch
 
-    from .teachers import look_at
+    from .teachers import look_at, require_kind
 
     try:
         folder = look_at(name)
+        require_kind(folder)
     except Sds3dError as error:
         return [Finding(name=f"teacher {name}", status="problem", text=str(error))]
     found = []

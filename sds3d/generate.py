@@ -19,7 +19,7 @@ from .atomic import make_writable_folder
 from .config import DeviceName, Format, GenerateConfig, MeshConfig, TeacherName
 from .config_json import to_dict
 from .device import resolve_device
-from .errors import Interrupted, RunError, TeacherError
+from .errors import Interrupted, RunError, TeacherError, TooLittleMemory, is_out_of_memory
 from .events import Event, Listener, Result, Stage, Step, Warning, ignore_event
 from .refine import (
     check_refine_teacher,
@@ -30,6 +30,7 @@ from .refine import (
 )
 from .report import report_of, report_of_refining
 from .runs import CheckpointFile, RunFolder
+from .teachers import held_as, require_same_size
 
 if TYPE_CHECKING:
     from .optimize import Optimized
@@ -37,7 +38,14 @@ if TYPE_CHECKING:
 
 ShouldStop = Callable[[], bool]
 
-_OF_THE_OPTIMISATION = ("agreement", "health", "optimize_seconds", "peak_memory_bytes", "refine")
+_OF_THE_OPTIMISATION = (
+    "agreement",
+    "health",
+    "optimize_seconds",
+    "peak_memory_bytes",
+    "refine",
+    "teacher",
+)
 
 
 class Teacher(Protocol):
@@ -137,10 +145,12 @@ def generate(
     seconds = {"teacher": time.perf_counter() - started}
     run = RunFolder.create(config, teacher.weights_sha256, on_event)
     with run.locked(), _interruptible(run):
+        if not overwrite:
+            _check_held(run, teacher)
         result = None if overwrite else run.result()
         if result is not None and _is_done(run, result):
             return _finished(run, result)
-        run.start(overwrite=overwrite)
+        run.start(overwrite=overwrite, held=held_as(teacher))
         return _complete(run, config, teacher, parts, seconds, should_stop, result, should_finish)
 
 
@@ -248,7 +258,24 @@ def _load_same_teacher(parts: Parts, run: RunFolder, config: GenerateConfig) -> 
             f"the teacher's weights ({teacher.weights_sha256[:12]}) are not those that the run in "
             f"{run.path} began with ({run.weights_sha256[:12]}): generate the prompt anew"
         )
+    _check_held(run, teacher)
     return teacher
+
+
+def _check_held(run: RunFolder, teacher: Teacher) -> None:
+    """Whether the teacher is held as when the run began: images of its size, weights of its dtype.
+
+    Another size is refused, another dtype said.
+    """
+    before, now = run.held(), held_as(teacher)
+    require_same_size(before, now, f"the run in {run.path}")
+    if "dtype" in before and before["dtype"] != now.get("dtype"):
+        run.emit(
+            Warning(
+                f"the run began with weights in {before['dtype']}, which are now in "
+                f"{now.get('dtype')}: its result will differ a little from an uninterrupted one"
+            )
+        )
 
 
 def made_every_step(result: dict[str, Any], config: GenerateConfig) -> bool:
@@ -322,7 +349,7 @@ def _complete(
         should_stop=asked_to_end,
     )
     check_end(optimized)
-    report = report_of(run, config, optimized)
+    report = report_of(run, config, optimized, held_as(teacher))
     seconds = {**seconds, "optimize": time.perf_counter() - started}
     if refine_steps > 0 and not optimized.stopped:
         started = time.perf_counter()
@@ -363,8 +390,15 @@ def _stop_if_asked(run: RunFolder, should_stop: ShouldStop) -> None:
 
 @contextlib.contextmanager
 def _interruptible(run: RunFolder) -> Iterator[None]:
-    """A second Ctrl-C, outside the loop's reach, loses nothing that was saved either."""
+    """A second Ctrl-C, outside the loop's reach, loses nothing that was saved either.
+
+    Nor does it where memory does not suffice, which is said with the way to go on.
+    """
     try:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(run.path) from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TooLittleMemory(run.path) from error

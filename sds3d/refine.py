@@ -44,7 +44,7 @@ class SecondStage:
     """What the second stage made, and by which teacher."""
 
     optimized: Optimized
-    teacher: dict[str, str]
+    teacher: dict[str, Any]
 
 
 def refine_checkpoint(folder: Path, on_event: Listener) -> CheckpointFile:
@@ -55,17 +55,19 @@ def refine_checkpoint(folder: Path, on_event: Listener) -> CheckpointFile:
 def check_refine_teacher(config: GenerateConfig) -> None:
     """Raise TeacherError where a second stage is asked for whose teacher is not here and whole.
 
-    Before the first stage is spent. Imports nothing heavy.
+    Nor of a kind that is no teacher. Before the first stage is spent. Imports nothing heavy.
     """
     name = config.optimize.refine.refine_teacher
     if config.optimize.refine.refine_steps == 0 or not name:
         return
     from core.teachers.errors import TeacherWeightsError
 
-    from .teachers import look_at
+    from .teachers import look_at, require_kind
 
     try:
-        look_at(name).require_complete()
+        folder = look_at(name)
+        require_kind(folder)
+        folder.require_complete()
     except (TeacherError, TeacherWeightsError) as error:
         raise TeacherError(f"for --refine-teacher: {error}") from error
 
@@ -128,6 +130,7 @@ def refine(
     from .embedded_guidance import check_supervision
     from .field_representation import FieldRepresentation
     from .surface_representation import SurfaceRepresentation
+    from .teachers import held_as
 
     checkpoint = refine_checkpoint(folder, on_event)
     make_writable_folder(checkpoint.folder)
@@ -139,7 +142,11 @@ def refine(
 
     def run(chosen: Any) -> SecondStage:
         check_supervision(chosen, stage.teacher, stage.optimize, stage.negative_prompt)
-        found = {"name": stage.teacher, "weights_sha256": chosen.weights_sha256}
+        found = {
+            "name": stage.teacher,
+            "weights_sha256": chosen.weights_sha256,
+            **held_as(chosen),
+        }
         _same_teacher(checkpoint.folder, found)
         optimized = optimize(
             stage,
@@ -157,8 +164,10 @@ def refine(
         return run(load_teacher(stage.teacher, stage.device))
 
 
-def _same_teacher(folder: Path, found: dict[str, str]) -> None:
-    """Remember which weights the stage began with, or compare."""
+def _same_teacher(folder: Path, found: dict[str, Any]) -> None:
+    """Remember which weights the stage began with, and how they were held, or compare."""
+    from .teachers import require_same_size
+
     path = folder / "teacher.json"
     try:
         before = json.loads(path.read_bytes())
@@ -170,3 +179,4 @@ def _same_teacher(folder: Path, found: dict[str, str]) -> None:
             f"the weights of --refine-teacher {found['name']} ({found['weights_sha256'][:12]}) are "
             f"not those that the second stage in {folder} began with: start anew with --overwrite"
         )
+    require_same_size(before, found, f"the second stage in {folder}")

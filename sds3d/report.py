@@ -32,8 +32,10 @@ def report_of_refining(report: dict[str, Any], refined: SecondStage) -> dict[str
     }
 
 
-def report_of(run: RunFolder, config: GenerateConfig, optimized: Optimized) -> dict[str, Any]:
-    """The part of result.json that the pipeline itself knows."""
+def report_of(
+    run: RunFolder, config: GenerateConfig, optimized: Optimized, held: dict[str, Any]
+) -> dict[str, Any]:
+    """The part of result.json that the pipeline itself knows; `held` is how the teacher was."""
     import torch
 
     return {
@@ -44,7 +46,7 @@ def report_of(run: RunFolder, config: GenerateConfig, optimized: Optimized) -> d
         "negative_prompt": config.negative_prompt,
         "seed": config.seed,
         "preset": config.preset,
-        "teacher": {"name": config.teacher, "weights_sha256": run.weights_sha256},
+        "teacher": {"name": config.teacher, "weights_sha256": run.weights_sha256, **held},
         "config": to_dict(config),
         "steps": optimized.step,
         "optimize_seconds": dict(optimized.seconds),

@@ -113,8 +113,20 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def start(self, *, overwrite: bool = False) -> None:
-        """Write config.json; with `overwrite`, first forget what earlier attempts left."""
+    def held(self) -> dict[str, Any]:
+        """How the teacher was held when the run began (`sds3d.teachers.held_as`), where known."""
+        try:
+            found = json.loads((self.path / "config.json").read_bytes())["teacher"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def start(self, *, overwrite: bool = False, held: Mapping[str, Any] | None = None) -> None:
+        """Write config.json; with `overwrite`, first forget what earlier attempts left.
+
+        `held` is how the teacher is held; left out, it stays what was written before.
+        """
+        held = self.held() if held is None else dict(held)
         if overwrite:
             self._remove(self._remove_result())
             self.checkpoint.clear()
@@ -127,6 +139,7 @@ class RunFolder:
                 "algorithm": ALGORITHM_VERSION,
                 "config": to_dict(self.config),
                 "key": self.key,
+                "teacher": held,
                 "weights_sha256": self.weights_sha256,
             },
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from core.teachers.errors import TeacherOptionError, TeacherWeightsError, UnknownSubjectError
 from core.teachers.folder import TeacherFolder, read_folder, refuse_single_file
@@ -50,6 +51,19 @@ checkpoints in one file, which lie at the top."""
 
 UNREAD_FILES = ("*.fp16.*", "*.non_ema.*", "*_ema.*", "safety_checker/*", "vae_*/*")
 """Of these, what lies there a second time or is not read."""
+
+
+KINDS = (
+    "ToyboxTeacher",
+    "GuidedToyboxTeacher",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "IFPipeline",
+    "MVDreamTeacher",
+)
+"""The classes, in a folder's model_index.json, that are teachers here."""
 
 
 _READS_ANY = "--teacher FOLDER or NAME reads any words, see docs/teachers.md"
@@ -134,6 +148,16 @@ def look_at(name: TeacherName) -> TeacherFolder:
         raise TeacherError(str(error)) from error
 
 
+def require_kind(folder: TeacherFolder) -> None:
+    """Raise TeacherError where the folder's pipeline is no teacher here. Imports nothing heavy."""
+    if folder.class_name not in KINDS:
+        raise TeacherError(
+            f"the folder {folder.path} holds a {folder.class_name}, which is no teacher here: give "
+            "a Stable Diffusion 1, 2, XL or 3, a FLUX, a DeepFloyd IF of stage I, or an MVDream "
+            "from core.teachers.convert_mvdream"
+        )
+
+
 def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | PretrainedTeacher:
     """The teacher of that name, folder or id, on "cpu" or "cuda".
 
@@ -141,6 +165,7 @@ def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | Pretr
     and ConfigError where the user's config asks for what it does not have.
     """
     folder = look_at(name)
+    require_kind(folder)
     try:
         teacher = _load(folder, device)
     except TeacherWeightsError as error:
@@ -156,6 +181,30 @@ def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | Pretr
     return teacher
 
 
+def held_as(teacher: object) -> dict[str, Any]:
+    """What of the user's settings changes a result: `image_size`, and the `dtype` of the weights.
+
+    As the teacher has them, whether the user chose them or not; what it does not say is left out.
+    """
+    found: dict[str, Any] = {}
+    if (side := getattr(teacher, "image_size", None)) is not None:
+        found["image_size"] = side
+    if (dtype := getattr(teacher, "dtype", None)) is not None:
+        found["dtype"] = str(dtype).removeprefix("torch.")
+    return found
+
+
+def require_same_size(before: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
+    """Raise TeacherError where `what` began with images of another size than the teacher has."""
+    side = before.get("image_size")
+    if side is not None and side != now.get("image_size"):
+        raise TeacherError(
+            f"{what} began with images of {side} pixels for its teacher, which now takes "
+            f"{now.get('image_size')}: set image_size = {side} under [teacher] in {config_path()}, "
+            "or start anew with --overwrite"
+        )
+
+
 def _load(folder: TeacherFolder, device: DeviceName) -> ToyboxTeacher | PretrainedTeacher:
     if folder.class_name == "ToyboxTeacher":
         from core.teachers.toybox import ToyboxTeacher
@@ -168,10 +217,10 @@ def _load(folder: TeacherFolder, device: DeviceName) -> ToyboxTeacher | Pretrain
     from core.teachers.teacher import TeacherOptions
 
     options = TeacherOptions(**read_user_config().teacher)
-    return _family(folder).load(folder.path, device=device, options=options)
+    return family(folder).load(folder.path, device=device, options=options)
 
 
-def _family(folder: TeacherFolder) -> type[PretrainedTeacher]:
+def family(folder: TeacherFolder) -> type[PretrainedTeacher]:
     """The kind of teacher that a folder's pipeline is."""
     match folder.class_name:
         case "StableDiffusionPipeline":
@@ -199,11 +248,7 @@ def _family(folder: TeacherFolder) -> type[PretrainedTeacher]:
 
             return MVDreamTeacher
         case other:
-            raise TeacherWeightsError(
-                f"the folder {folder.path} holds a {other}, which is no teacher here: give a "
-                "Stable Diffusion 1, 2, XL or 3, a FLUX, a DeepFloyd IF of stage I, or an MVDream "
-                "from core.teachers.convert_mvdream"
-            )
+            raise AssertionError(f"{other} is in KINDS and has no class")
 
 
 def pinned_sha256(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -309,8 +310,16 @@ def test_a_defect_is_told_apart_from_bad_input(
     def exhausted(*_: Any) -> Any:
         raise MemoryError
 
-    assert cli.main(words, parts=fakes.make_parts(write_files=exhausted)) == 1
-    assert "out of memory: use --preset fast" in capsys.readouterr().err
+    assert cli.main(words, parts=fakes.make_parts(write_files=exhausted)) == 2
+    (line,) = [s for s in capsys.readouterr().err.splitlines() if "out of memory" in s]
+    for remedy in ("--resume ", "--views-per-step", "--mesh-resolution", "checkpoint_vae"):
+        assert remedy in line
+    # Where there is no run yet to go on with.
+    parts = replace(fakes.make_parts(), load_teacher=exhausted)
+    assert cli.main(words, parts=parts) == 2
+    err = capsys.readouterr().err
+    assert "out of memory: " in err
+    assert "--resume" not in err
 
 
 def test_a_full_disk_behind_stdout_is_named_and_what_was_made_is_kept(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from sds3d.atomic import sha256_file
 from sds3d.config import GenerateConfig, MeshConfig
@@ -21,6 +22,7 @@ from sds3d.errors import (
     RunError,
     RunLocked,
     TeacherError,
+    TooLittleMemory,
 )
 from sds3d.events import Event, Health, Result, Stage, Step, Warning
 from sds3d.generate import Generated, Parts, export_run, generate, resume
@@ -320,6 +322,56 @@ def test_a_run_does_not_go_on_with_another_teacher(
     with pytest.raises(TeacherError, match="not those"):
         resume(stopped.value.folder, parts=other)
     assert generate(config, parts=other).folder != stopped.value.folder
+
+
+def test_a_run_goes_on_with_images_of_its_size_and_says_where_the_dtype_is_another(
+    config: GenerateConfig, fakes: SimpleNamespace, heard: list[Event]
+) -> None:
+    def parts(**held: Any) -> Parts:
+        teacher = fakes.Teacher()
+        for name, value in held.items():
+            setattr(teacher, name, value)
+        return fakes.make_parts(teacher=teacher)
+
+    with pytest.raises(Interrupted) as stopped:
+        generate(
+            config,
+            on_event=heard.append,
+            should_stop=_stop_after(2, heard),
+            parts=parts(image_size=512, dtype=torch.float16),
+        )
+    folder = stopped.value.folder
+    for go_on in (
+        lambda: resume(folder, parts=parts(image_size=256, dtype=torch.float16)),
+        lambda: generate(config, parts=parts(image_size=256, dtype=torch.float16)),
+    ):
+        with pytest.raises(TeacherError, match=r"image_size = 512 under \[teacher\].*--overwrite"):
+            go_on()
+    heard.clear()
+    done = resume(folder, on_event=heard.append, parts=parts(image_size=512, dtype=torch.float32))
+    (warning,) = [event.text for event in heard if isinstance(event, Warning)]
+    assert "float16, which are now in float32" in warning
+    held = {"image_size": 512, "dtype": "float32"}
+    assert done.result["teacher"] == {"name": "toybox", "weights_sha256": "a" * 64, **held}
+    anew = generate(config, overwrite=True, parts=parts(image_size=256))
+    assert anew.result["teacher"]["image_size"] == 256
+
+
+def test_too_little_memory_is_said_with_how_to_go_on(
+    config: GenerateConfig, fakes: SimpleNamespace
+) -> None:
+    def exhausted(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    parts = fakes.make_parts()
+    with pytest.raises(TooLittleMemory) as caught:
+        generate(config, parts=dataclasses.replace(parts, optimize=exhausted))
+    assert caught.value.exit_code == 2
+    text = str(caught.value)
+    assert f"sds3d generate --resume {caught.value.folder}" in text
+    for remedy in ("--views-per-step", "image_size", "checkpoint_vae", "--preset"):
+        assert remedy in text
+    assert resume(caught.value.folder, parts=parts).result["steps"] == STEPS
 
 
 def test_damaged_checkpoints_are_named_and_overwrite_starts_anew(

@@ -192,7 +192,8 @@ def test_both_stages_are_one_run(fakes: Any, tmp_path: Path) -> None:
     result = made.result
     assert result["steps"] == 5
     assert set(result["seconds"]) == {"teacher", "optimize", "refine", "mesh", "export", "total"}
-    assert result["refine"]["teacher"] == {"name": "toybox", "weights_sha256": "b" * 64}
+    held = {"weights_sha256": "b" * 64, "image_size": SIZE}
+    assert result["refine"]["teacher"] == {"name": "toybox", **held}
     assert result["refine"]["steps"] == 3
     assert {"render", "teacher", "backward"} <= set(result["refine"]["seconds"])
     assert state_of(made).startswith(b"SurfaceRepresentation")
@@ -267,6 +268,10 @@ def test_another_second_teacher_is_noticed(fakes: Any, tmp_path: Path) -> None:
     note.write_text(json.dumps({"name": "toybox", "weights_sha256": "c" * 64}))
     with pytest.raises(TeacherError, match="second stage"):
         export_run(made.folder, max_faces=400, parts=parts())
+    held = {"name": "toybox", "weights_sha256": "b" * 64, "image_size": 2 * SIZE}
+    note.write_text(json.dumps(held))
+    with pytest.raises(TeacherError, match=f"image_size = {2 * SIZE} under"):
+        export_run(made.folder, max_faces=400, parts=parts())
 
 
 def test_a_second_teacher_that_is_not_here_is_said_before_the_first_is_loaded(
@@ -275,7 +280,14 @@ def test_a_second_teacher_that_is_not_here_is_said_before_the_first_is_loaded(
     def unreachable(_name: str, _device: str) -> Painter:
         raise AssertionError("the first stage must not begin")
 
-    for name, text in (("sdxl", "hf download"), ("nowhere", "give toybox")):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text('{"_class_name": "IFSuperResolutionPipeline"}')
+    for name, text in (
+        ("sdxl", "hf download"),
+        ("nowhere", "give toybox"),
+        (str(other), "for --refine-teacher: .* holds a IFSuperResolutionPipeline"),
+    ):
         given = config(fakes, tmp_path, refine_teacher=name)
         with pytest.raises(TeacherError, match=text):
             generate(given, parts=parts(load_teacher=unreachable))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from core.teachers.folder import TeacherFolder
 from core.teachers.pretrained import PretrainedTeacher
 from core.teachers.stable_diffusion import StableDiffusionTeacher
 from core.teachers.teacher import noise_shape
@@ -107,7 +108,7 @@ def test_what_is_not_there_is_refused_in_one_line(
     other.mkdir()
     (other / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
     for name, expected in {
-        "nope": "give toybox, sd15",
+        "nope": "give toybox, toybox-guided, sd15",
         "sdxl": "hf download stabilityai/stable-diffusion-xl-base-1.0",
         "someone/some-model": "hf download someone/some-model",
         "../up/down/nothing": "give toybox",
@@ -160,13 +161,26 @@ def test_the_doctor_says_whether_a_teacher_is_whole(
     assert found["teacher vae"].status == "problem"
     assert "is missing: download" in found["teacher vae"].text
     assert "teacher memory" not in found
+    other = home / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    (unlike,) = doctor.teacher_findings(str(other))
+    assert unlike.status == "problem"
+    assert "WanPipeline, which is no teacher here" in unlike.text
     (missing,) = doctor.teacher_findings("sdxl")
     assert missing.status == "problem"
     assert "hf download" in missing.text
-    for check in ("_teacher", "_encoding", "_cuda_extensions", "_validator", "_ffmpeg"):
+    for check in ("_teacher", "_encoding", "_tinycudann", "_validator", "_ffmpeg"):
         monkeypatch.setattr(doctor, check, lambda: [])
     assert cli.main(["doctor", "--teacher", str(folder)]) == 1
     assert "problem teacher vae" in capsys.readouterr().out
+
+
+def test_every_kind_that_is_let_in_has_its_class() -> None:
+    for kind in set(teachers.KINDS) - {"ToyboxTeacher", "GuidedToyboxTeacher"}:
+        folder = TeacherFolder(path=Path(), class_name=kind, index={}, components=())
+        teachers.require_kind(folder)
+        assert issubclass(teachers.family(folder), PretrainedTeacher)
 
 
 # --- views -----------------------------------------------------------------------------------
