@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from sds3d import cli
+from sds3d.batch import prompts
 from sds3d.batch.config import BatchConfig
 from sds3d.batch.prompts import parse
 from sds3d.config import PresetName
@@ -222,7 +223,12 @@ def test_each_value_is_the_published_one(name: Any) -> None:
 
 
 @pytest.mark.parametrize("name", list(OF_EACH))
-def test_a_recipe_asks_for_its_teacher_and_survives_a_document(name: Any) -> None:
+def test_a_recipe_asks_for_its_teacher_and_survives_a_document(
+    name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whether the teachers are on this machine is another question.
+    for look in ("teacher_folder", "check_refine_teacher"):
+        monkeypatch.setattr(prompts, look, lambda _: None, raising=False)
     config = generate_config(name, prompt="a hamburger")
     assert config.teacher == TEACHER_OF[name]
     assert from_dict(to_dict(config)) == config

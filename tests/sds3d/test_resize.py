@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.teachers.teacher import LatentTeacher
-from sds3d.optimize import resized
+from sds3d.optimize import Teacher, resized
 from sds3d.resize import at_size
 
 
@@ -46,5 +45,5 @@ def test_every_pixel_is_seen_and_gets_a_gradient() -> None:
 
 
 def test_the_loop_shows_its_teacher_pictures_that_way() -> None:
-    teacher = cast(LatentTeacher, SimpleNamespace(image_size=8))
+    teacher = cast(Teacher, SimpleNamespace(image_size=8))
     assert torch.equal(resized(images(32), teacher, latent=False), at_size(images(32), (8, 8)))
