@@ -10,8 +10,10 @@ from typing import Any
 
 from sds3d.batch.config import BatchConfig
 from sds3d.config import GenerateConfig, PresetName
-from sds3d.errors import BadInput, ConfigError, PromptError
-from sds3d.presets import generate_config
+from sds3d.errors import BadInput, ConfigError, PromptError, TeacherError
+from sds3d.presets import generate_config, missing_teacher
+from sds3d.refine import check_refine_teacher
+from sds3d.teachers import teacher_folder
 
 MOST_LINE_BYTES = 100_000
 SHOWN_FAULTS = 10
@@ -61,6 +63,9 @@ def read_prompts(config: BatchConfig) -> PromptList:
             f"{config.prompts}: {'; '.join(shown)} (correct them, or leave them out with "
             "--skip-bad)"
         )
+    if not found.lines and found.faults:
+        number, text = found.faults[0]
+        raise BadInput(f"{config.prompts} holds no prompt that can be used: line {number}: {text}")
     if not found.lines:
         raise BadInput(f"{config.prompts} holds no prompt: give one on each line")
     return found
@@ -86,14 +91,46 @@ def parse(data: bytes, config: BatchConfig, *, as_json: bool) -> PromptList:
     """The items and faults of a list's content; never raises for what a line holds."""
     lines: list[Line] = []
     faults: list[tuple[int, str]] = []
+    teachers = _Teachers()
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not raw.strip() or (not as_json and raw.lstrip().startswith(b"#")):
             continue
         try:
-            lines.append(Line(number=number, config=_item(raw, config, as_json)))
-        except (ConfigError, PromptError) as error:
+            item = _item(raw, config, as_json)
+            teachers.check(item)
+            lines.append(Line(number=number, config=item))
+        except (ConfigError, PromptError, TeacherError) as error:
             faults.append((number, str(error)))
     return PromptList(lines=lines, faults=faults)
+
+
+class _Teachers:
+    """Whether the teachers of items are on this machine; each is looked for once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str, str], str | None] = {}
+
+    def check(self, config: GenerateConfig) -> None:
+        """Raise TeacherError where a stage's teacher is not here."""
+        refine = config.optimize.refine
+        second = refine.refine_teacher if refine.refine_steps else ""
+        key = config.preset, config.teacher, second
+        if key not in self._found:
+            self._found[key] = self._look(config)
+        if (fault := self._found[key]) is not None:
+            raise TeacherError(fault)
+
+    @staticmethod
+    def _look(config: GenerateConfig) -> str | None:
+        try:
+            teacher_folder(config.teacher)
+        except TeacherError as error:
+            return missing_teacher(config, str(error))
+        try:
+            check_refine_teacher(config)
+        except TeacherError as error:
+            return str(error)
+        return None
 
 
 def _item(raw: bytes, config: BatchConfig, as_json: bool) -> GenerateConfig:

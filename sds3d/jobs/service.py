@@ -18,6 +18,7 @@ from sds3d.jobs.limits import LimitsConfig, check_config, check_disk, check_queu
 from sds3d.jobs.previews import PICTURE
 from sds3d.jobs.states import CONTINUABLE, FINISHED, Request, State
 from sds3d.jobs.store import MAX_FAILURES, Store
+from sds3d.refine import check_refine_teacher
 from sds3d.runs import RunFolder
 from sds3d.teachers import teacher_folder
 
@@ -73,6 +74,7 @@ class JobService:
                 f"{config.optimize.total_steps}: choose fewer steps before the pause"
             )
         teacher_folder(config.teacher)
+        check_refine_teacher(config)
         check_disk(self.out, self.limits)
         return self.store.submit(
             config,

@@ -18,6 +18,14 @@ def _write(tmp_path: Path, name: str, content: str | bytes) -> str:
     return str(path)
 
 
+def _teacher(tmp_path: Path) -> str:
+    """What passes for a teacher's folder before its weights are loaded."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    return str(folder)
+
+
 def test_a_text_list_is_a_prompt_a_line(tmp_path: Path) -> None:
     content = "\ufeffa red mushroom\r\n\n# a remark\n  a blue  car \n"
     name = _write(tmp_path, "list.txt", content)
@@ -36,14 +44,14 @@ def test_json_lines_win_over_the_options(tmp_path: Path) -> None:
     lines = [
         {"prompt": "a red mushroom"},
         {"prompt": "a car", "seed": 9, "preset": "fast", "steps": 5, "negative_prompt": "fog"},
-        {"prompt": "a car", "teacher": "folder"},
+        {"prompt": "a car", "teacher": _teacher(tmp_path)},
     ]
     name = _write(tmp_path, "list.jsonl", "\n".join(map(json.dumps, lines)))
     found = read_prompts(BatchConfig(prompts=name, seed=1, steps=3))
     first, second, third = (line.config for line in found.lines)
     assert (first.preset, first.seed, first.optimize.steps) == ("balanced", 1, 3)
     assert (second.preset, second.seed, second.optimize.steps) == ("fast", 9, 5)
-    assert (second.negative_prompt, third.teacher) == ("fog", "folder")
+    assert (second.negative_prompt, third.teacher) == ("fog", str(tmp_path / "folder"))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +86,29 @@ def test_a_bad_line_is_named_by_its_number_before_anything_starts(
     found = read_prompts(BatchConfig(prompts=name, skip_bad=True))
     assert [line.number for line in found.lines] == [1, 4]
     assert [number for number, _ in found.faults] == [3]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"prompt": "a", "teacher": "nope"}', "--teacher is 'nope': give toybox"),
+        ('{"prompt": "a", "preset": "mvdream"}', "--preset mvdream is a recipe for the teacher"),
+    ],
+)
+def test_a_line_whose_teacher_is_not_here_is_bad_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, reason: str
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name = _write(tmp_path, "list.jsonl", f'{{"prompt": "a car"}}\n{line}\n{{"prompt": "a hat"}}\n')
+    with pytest.raises(BadLines, match=rf"line 2: .*{reason}.*--skip-bad"):
+        read_prompts(BatchConfig(prompts=name))
+    found = read_prompts(BatchConfig(prompts=name, skip_bad=True))
+    assert [line.number for line in found.lines] == [1, 3]
+    assert [number for number, _ in found.faults] == [2]
+    alone = _write(tmp_path, "alone.jsonl", line)
+    with pytest.raises(BadInput, match=rf"holds no prompt that can be used: line 1: .*{reason}"):
+        read_prompts(BatchConfig(prompts=alone, skip_bad=True))
 
 
 def test_many_bad_lines_are_counted_and_a_list_of_nothing_else_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sds3d.jobs.errors import DiskLow, JobError, LimitExceeded, QueueFull, Unkno
 from sds3d.jobs.limits import LimitsConfig
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import State
-from sds3d.optimize_config import FieldOptions, OptimizeConfig
+from sds3d.optimize_config import FieldOptions, OptimizeConfig, RefineOptions
 
 MakeConfig = Callable[..., GenerateConfig]
 
@@ -96,6 +96,10 @@ def test_what_cannot_be_is_refused_before_it_waits(
 ) -> None:
     with pytest.raises(TeacherError, match="give toybox"):
         service.submit(make_config(teacher="nope"))
+    second = OptimizeConfig(refine=RefineOptions(refine_steps=5, refine_teacher="nope"))
+    with pytest.raises(TeacherError, match=r"for --refine-teacher: .* give toybox"):
+        service.submit(make_config(optimize=second))
+    assert service.jobs() == []
     with pytest.raises(OutputError):
         JobService(Path("/dev/null/x"))
     for ask in (service.get, service.stop, service.cancel, service.continue_, service.delete):
