@@ -196,7 +196,10 @@ class JobService:
         return path if path is not None and path.is_file() else None
 
     def result(self, job: Job) -> dict[str, Any] | None:
-        """The content of result.json: of a done job, or what a stopped one came to."""
+        """The content of result.json: of a done job, or what a stopped one came to.
+
+        Raises RunError where its folder is damaged or another version made it.
+        """
         folder = self.folder(job)
         if folder is None or job.state not in FINISHED:
             return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from sds3d.errors import Sds3dError
+from sds3d.errors import RunError, Sds3dError
 from sds3d.jobs.job import Job
 from sds3d.jobs.states import FINISHED
 from sds3d.ui import pieces
@@ -32,7 +32,10 @@ element.addEventListener('click', (event) => {
 
 def cards(desk: Desk, search: str, limit: int) -> tuple[str, bool]:
     """The jobs whose prompt holds `search` as HTML, and whether there are more than `limit`."""
-    jobs = desk.service.jobs(search=search.strip()[:200], limit=limit + 1)
+    try:
+        jobs = desk.service.jobs(search=search.strip()[:200], limit=limit + 1)
+    except Sds3dError as error:
+        return pieces.notice(str(error)), False
     if not jobs:
         text = "Nothing was made yet." if not search.strip() else "Nothing of that name."
         return f'<p class="notice">{text}</p>', False
@@ -63,7 +66,11 @@ def _button(action: str, key: str, title: str) -> str:
 
 def _thumbnail(desk: Desk, job: Job, page: str) -> str:
     alt = html.escape(job.prompt)
-    result = desk.service.result(job)
+    try:
+        result = desk.service.result(job)
+    except RunError:
+        # Of another version, or damaged: one such folder must not hide the others.
+        return f'<a class="thumb none" href="{page}">its folder cannot be read</a>'
     if result is not None and "preview.png" in result["files"]:
         kind, name = "sheet4", "preview.png"
     elif desk.service.picture(job) is not None:

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -16,7 +17,7 @@ from sds3d.jobs.states import State
 from sds3d.ui.command import command_line
 from sds3d.ui.desk import Desk, Wish
 from sds3d.ui.form import FIELDS, preset_values, wish_of_form
-from sds3d.ui.gallery import cards
+from sds3d.ui.gallery import Gallery, cards
 from sds3d.ui.look import Look, look
 from sds3d.ui.options import all_choices
 from sds3d.ui.plots import line_plot
@@ -105,6 +106,26 @@ def test_what_a_user_wrote_is_escaped_everywhere(
     assert "&lt;img src=x" in pages[1].status
     assert "&lt;img src=x" in drawn
     assert "nothing known" in said
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other_object(
+    tab: TextTo3D, desk: Desk, submit: Callable[..., Job], work: Callable[[], None]
+) -> None:
+    broken, sound = submit("a broken mushroom"), submit("a sound mushroom")
+    work()
+    folder = desk.service.folder(desk.service.get(broken.id))
+    assert folder is not None
+    (folder / "config.json").write_text("{")
+    drawn, more = cards(desk, "", 10)
+    assert (drawn.count("<article"), drawn.count("<img"), more) == (2, 1, False)
+    assert "its folder cannot be read" in drawn
+    assert f"/jobs/{sound.id}/preview.png" in drawn
+    gallery = Gallery(desk, tab)
+    event = SimpleNamespace(_data={"action": "delete", "job": broken.id})
+    said, _, drawn, *_ = gallery.act("", 10, "", {}, cast(Any, event))
+    assert said == ""
+    assert drawn.count("<article") == 1
+    assert not folder.exists()
 
 
 def test_the_teachers_own_pictures_come_with_its_remarks(tab: TextTo3D) -> None:
