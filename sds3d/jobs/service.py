@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,14 @@ class JobService:
         """Queue a finished job again: a stopped or failed one goes on to its planned last step.
 
         `extra_steps` are added to the plan; one that is done needs some. Raises WrongState for
-        jobs that are not finished or were cancelled, LimitExceeded and QueueFull.
+        jobs that are not finished or were cancelled, LimitExceeded, QueueFull, and ConfigError for
+        what is no number of steps.
         """
+        if type(extra_steps) is not int or extra_steps < 0:
+            # Not only out of range: a number of another type would be stored, and never read again.
+            raise ConfigError(
+                f"extra_steps is {reprlib.repr(extra_steps)}: give a whole number of at least 0"
+            )
         job = self.get(job_id)
         if job.state not in CONTINUABLE:
             raise self._wrong(job_id, "continued")

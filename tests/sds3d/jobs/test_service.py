@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sds3d.config import GenerateConfig, MeshConfig
-from sds3d.errors import OutputError, TeacherError
+from sds3d.errors import ConfigError, OutputError, TeacherError
 from sds3d.jobs import limits as limits_module
 from sds3d.jobs.errors import DiskLow, JobError, LimitExceeded, QueueFull, UnknownJob
 from sds3d.jobs.limits import LimitsConfig
@@ -55,6 +55,22 @@ def test_continuations_are_limited_too(
     with pytest.raises(LimitExceeded, match="--steps"):
         service.continue_(job.id, extra_steps=20_000)
     assert service.get(job.id).state is State.DONE
+
+
+@pytest.mark.parametrize("extra", [1.5, 2.0, "5", -1, True, None, [3], "9" * 10_000])
+def test_what_is_no_number_of_steps_is_refused_and_the_job_stays_as_it_was(
+    make_config: MakeConfig, make_worker: Any, service: JobService, extra: Any
+) -> None:
+    job = service.submit(make_config(steps=3))
+    make_worker().run_next()
+    before = service.get(job.id)
+    with pytest.raises(ConfigError, match=r"extra_steps is .*: give a whole number") as refused:
+        service.continue_(job.id, extra)
+    assert len(str(refused.value)) < 200
+    assert service.get(job.id) == before
+    service.continue_(job.id, 2)
+    make_worker().run_next()
+    assert (service.get(job.id).state, service.get(job.id).step) == (State.DONE, 5)
 
 
 def test_a_full_queue_and_a_full_disk_are_named(
