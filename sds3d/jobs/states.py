@@ -9,7 +9,8 @@
 
 A running job whose worker died or was told to end is queued again and goes on from its checkpoint;
 so is a stopped, failed or done one that is continued. To cancel a continuation gives back what was
-there before: the job is stopped or done as it was.
+there before it, and before those before it that failed: the job is stopped or done as it was. One
+that never was either is cancelled.
 """
 
 from __future__ import annotations

@@ -190,7 +190,8 @@ class Store:
                 "worker": None,
                 "finished": self._now(),
                 "eta_seconds": None,
-                "previous": None,
+                # A failed continuation may be continued and taken back as well.
+                **({} if state is State.FAILED else {"previous": None}),
                 **values,
             },
         )

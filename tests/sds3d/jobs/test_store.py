@@ -233,6 +233,39 @@ def test_a_continuation_goes_behind_the_queue_and_its_cancelling_gives_back_what
     assert back.options == done.options
 
 
+@pytest.mark.parametrize("how", ["finish", "count"])
+def test_what_was_done_comes_back_from_behind_failed_continuations(
+    store: Store, make_config: MakeConfig, how: str
+) -> None:
+    job = store.submit(make_config(), max_failures=1)
+    store.claim("w")
+    store.report(job.id, "w", folder="folder")
+    done = store.finish(job.id, "w", State.DONE, step=10)
+    assert done is not None
+    for steps in (30, 50):
+        assert store.requeue(job.id, make_config(steps=steps)) is not None
+        store.claim("w")
+        store.report(job.id, "w", folder=f"folder-{steps}", step=20)
+        if how == "finish":
+            store.finish(job.id, "w", State.FAILED, error="Timeout", reason="slow")
+        else:
+            store.count_failure(job.id, "w", error="WorkerDied", reason="died")
+        assert store.get(job.id).state is State.FAILED
+    assert store.requeue(job.id, make_config(steps=50)) is not None
+    back = store.cancel_queued(job.id)
+    assert back is not None
+    assert (back.state, back.steps, back.step, back.folder) == (State.DONE, 10, 10, "folder")
+    assert back.options == done.options
+    # And what never was more than failed has nothing to give back.
+    other = store.submit(make_config(seed=1))
+    store.claim("w")
+    store.finish(other.id, "w", State.FAILED, error="e", reason="r")
+    store.requeue(other.id, make_config(seed=1))
+    ended = store.cancel_queued(other.id)
+    assert ended is not None
+    assert ended.state is State.CANCELLED
+
+
 def test_queued_jobs_survive_a_restart(path: Path, make_config: MakeConfig) -> None:
     with Store(path) as store:
         ids = [store.submit(make_config(seed=i)).id for i in range(3)]
