@@ -112,7 +112,7 @@ class Supervisor:
                 for slot in self._slots:
                     self._tend_slot(slot)
                 self._store_trouble = None
-            except Sds3dError as error:
+            except (Sds3dError, OSError) as error:
                 self._store_trouble = str(error)
 
     def close(self, grace_seconds: float = 20.0) -> None:
@@ -186,16 +186,27 @@ class Supervisor:
         slot.killed_because, slot.timed_out = None, False
         command = [*self._command, "--store", str(self.store.path), "--out", str(self.out)]
         command += ["--name", slot.name, "--parent", str(os.getpid())]
-        with self.log.open("ab") as log:
-            # A session of its own, so that a Ctrl-C in the terminal is the supervisor's alone.
-            slot.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=self._environment(),
-            )
+        try:
+            with self.log.open("ab") as log:
+                # A session of its own, so that a Ctrl-C in the terminal is the supervisor's alone.
+                slot.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    env=self._environment(),
+                )
+        except OSError as error:
+            # No memory for another process, or too many files open: it may pass.
+            self._count_false_start(slot, str(error))
+
+    def _count_false_start(self, slot: _Slot, reason: str) -> None:
+        slot.false_starts += 1
+        if slot.false_starts >= MOST_FALSE_STARTS:
+            slot.trouble = f"the worker process cannot start ({reason}): see {self.log}"
+        wait = min(MOST_BACKOFF_SECONDS, 0.5 * 2**slot.false_starts)
+        slot.restart_at = self._now() + wait
 
     def _environment(self) -> dict[str, str]:
         """The processors are divided among the workers, unless the user has said how many."""
@@ -228,11 +239,7 @@ class Supervisor:
         job = self.store.active_of(slot.name)
         reason = slot.killed_because or _how_it_ended(code)
         if job is None:
-            slot.false_starts += 1
-            if slot.false_starts >= MOST_FALSE_STARTS:
-                slot.trouble = f"the worker process cannot start ({reason}): see {self.log}"
-            wait = min(MOST_BACKOFF_SECONDS, 0.5 * 2**slot.false_starts)
-            slot.restart_at = self._now() + wait
+            self._count_false_start(slot, reason)
         elif slot.timed_out:
             self.store.finish(
                 job.id, slot.name, State.FAILED, error="Timeout", reason=f"{reason} and hung"

@@ -1,5 +1,6 @@
 """Processes that are killed: nothing is lost, and what kills its worker twice is failed."""
 
+import errno
 import os
 import signal
 import sqlite3
@@ -167,6 +168,46 @@ def test_workers_that_never_come_up_are_named_with_their_log(
         assert "workers.log" in supervisor.trouble
         assert "no such library" in supervisor.log.read_text()
     assert service.store.count((State.QUEUED,)) == 1
+
+
+def test_a_system_that_refuses_processes_for_a_while_gets_its_workers_later(
+    service: JobService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now: list[float] = [0.0]
+    refused: list[float] = []
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        refused.append(now[0])
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("sds3d.jobs.supervisor.subprocess.Popen", refuse)
+    command = (sys.executable, "-c", "import time; time.sleep(60)")
+    with Supervisor(service.store, service.out, command=command, now=lambda: now[0]) as supervisor:
+        supervisor.start()
+        for _ in range(200):
+            now[0] += 0.2
+            supervisor.tend()
+        assert "temporarily unavailable" in str(supervisor.trouble)
+        # Not at every look: less and less often.
+        assert 4 <= len(refused) < 10
+        monkeypatch.undo()
+        assert supervisor.pids() == []
+        now[0] += 30
+        supervisor.tend()
+        assert len(supervisor.pids()) == 1
+
+
+def test_a_log_that_cannot_be_written_is_named_and_does_not_end_the_supervisor(
+    service: JobService,
+) -> None:
+    now = [0.0]
+    supervisor = Supervisor(service.store, service.out, now=lambda: now[0])
+    supervisor.log.mkdir()
+    for _ in range(4):
+        now[0] += 30
+        supervisor.tend()
+    assert supervisor.pids() == []
+    assert "Is a directory" in str(supervisor.trouble)
 
 
 def test_a_store_that_refuses_for_a_while_does_not_end_the_supervisor(
