@@ -11,7 +11,7 @@ from pathlib import Path
 from sds3d.errors import output_error
 from sds3d.jobs.errors import StoreError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_SECONDS = 15.0
 """How long a transaction waits for those of other processes."""
 
@@ -44,6 +44,12 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_by_turn ON jobs (state, turn);
 CREATE INDEX jobs_by_folder ON jobs (folder);
+CREATE TABLE job_folders (
+    job_id TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    PRIMARY KEY (job_id, folder)
+);
+CREATE INDEX job_folders_by_folder ON job_folders (folder);
 CREATE TABLE workers (
     name TEXT PRIMARY KEY,
     pid INTEGER NOT NULL,
@@ -53,7 +59,20 @@ CREATE TABLE workers (
 """
 
 
-_UPGRADES = {1: "ALTER TABLE jobs ADD COLUMN pause_at INTEGER"}
+_UPGRADES = {
+    1: "ALTER TABLE jobs ADD COLUMN pause_at INTEGER",
+    2: """
+CREATE TABLE IF NOT EXISTS job_folders (
+    job_id TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    PRIMARY KEY (job_id, folder)
+);
+CREATE INDEX IF NOT EXISTS job_folders_by_folder ON job_folders (folder);
+INSERT OR IGNORE INTO job_folders SELECT id, folder FROM jobs WHERE folder IS NOT NULL;
+INSERT OR IGNORE INTO job_folders SELECT id, json_extract(previous, '$.folder') FROM jobs
+    WHERE json_extract(previous, '$.folder') IS NOT NULL
+""",
+}
 """What makes the next version of each earlier one."""
 
 
@@ -85,13 +104,11 @@ class Database:
         with self.transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
-                # Not executescript: it would end the transaction.
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    connection.execute(statement)
+                _execute_all(connection, _SCHEMA)
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version in _UPGRADES:
                 for earlier in range(version, SCHEMA_VERSION):
-                    connection.execute(_UPGRADES[earlier])
+                    _execute_all(connection, _UPGRADES[earlier])
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
                 raise StoreError(
@@ -149,3 +166,9 @@ class Database:
                 f"the job store {self.path} is damaged or is no job store ({error}): move it "
                 "away; the runs' folders stay usable"
             ) from error
+
+
+def _execute_all(connection: sqlite3.Connection, statements: str) -> None:
+    """Not executescript: it would end the transaction."""
+    for statement in filter(str.strip, statements.split(";")):
+        connection.execute(statement)

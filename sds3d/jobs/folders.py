@@ -12,6 +12,9 @@ from sds3d.config_json import folder_name, run_key
 from sds3d.errors import RunError
 from sds3d.events import Listener, ignore_event
 from sds3d.generate import made_every_step
+from sds3d.jobs.job import Job
+from sds3d.jobs.states import State
+from sds3d.jobs.store import Store
 from sds3d.refine import REFINE_FOLDER, refine_checkpoint
 from sds3d.runs import RunFolder
 
@@ -63,6 +66,31 @@ def is_finished(path: Path) -> bool:
         return False
     result = run.result()
     return result is not None and made_every_step(result, run.config) and not run.verify()
+
+
+def discard_unshared(
+    store: Store, out: Path, job_id: str, folder: str, *, keep_finished: bool
+) -> None:
+    """`discard` a folder that a job has had, unless another job has or had the same one."""
+    path = out / folder
+    if store.others_with_folder(job_id, folder) == 0:
+        discard(path, keep_finished=keep_finished)
+    if not path.exists():
+        store.forget_folder(job_id, folder)
+
+
+def discard_begun(store: Store, out: Path, job: Job, begun: str | None) -> None:
+    """Remove what `job` had begun when it was cancelled, the folder `begun` last.
+
+    Nothing that is finished goes, nothing of another job, and where a continuation was taken back
+    nothing of what the job is again.
+    """
+    if job.state is State.CANCELLED:
+        folders = store.folders_of(job.id)
+    else:
+        folders = [] if begun is None or begun == job.folder else [begun]
+    for folder in folders:
+        discard_unshared(store, out, job.id, folder, keep_finished=True)
 
 
 def discard(path: Path, *, keep_finished: bool) -> bool:

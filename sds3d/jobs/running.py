@@ -17,7 +17,7 @@ from sds3d.errors import ConfigError, EmptyField, Interrupted, PromptError, RunL
 from sds3d.events import Event, Listener, Preview, Stage
 from sds3d.generate import Generated, Parts, Teacher, generate, made_every_step, standard_parts
 from sds3d.jobs.errors import StoreError
-from sds3d.jobs.folders import carry_over, discard
+from sds3d.jobs.folders import carry_over, discard_begun
 from sds3d.jobs.job import Job
 from sds3d.jobs.journal import Journal
 from sds3d.jobs.ladder import is_out_of_memory, next_rung
@@ -208,12 +208,9 @@ class Running:
     def cancel(self) -> None:
         """Cancel the job and remove its folder, unless that is another's or was there before."""
         row = self._store.cancel(self.job.id, self._worker)
-        if row is None or self._folder is None:
-            return
-        mine = dataclasses.replace(self.job, folder=self._folder.name)
-        kept = row.state is not State.CANCELLED and row.folder == self._folder.name
-        if not kept and self._store.others_with_folder(mine) == 0:
-            discard(self._folder, keep_finished=True)
+        if row is not None:
+            begun = None if self._folder is None else self._folder.name
+            discard_begun(self._store, self._out, row, begun)
 
     def _end(self, state: State, error: Sds3dError) -> None:
         self._store.finish(

@@ -12,7 +12,7 @@ from sds3d.atomic import make_writable_folder
 from sds3d.config import GenerateConfig
 from sds3d.errors import ConfigError
 from sds3d.jobs.errors import WrongState
-from sds3d.jobs.folders import discard
+from sds3d.jobs.folders import discard_begun, discard_unshared
 from sds3d.jobs.job import Job
 from sds3d.jobs.journal import Followed, follow
 from sds3d.jobs.limits import LimitsConfig, check_config, check_disk, check_queue
@@ -154,15 +154,15 @@ class JobService:
         return queued
 
     def delete(self, job_id: str) -> None:
-        """Forget a finished job and remove its folder, unless another job has the same one.
+        """Forget a finished job and remove its folders, except those that another job has too.
 
         Raises WrongState where it is not finished.
         """
-        job = self.store.delete(job_id)
-        if job is None:
+        folders = self.store.folders_of(job_id)
+        if self.store.delete(job_id) is None:
             raise self._wrong(job_id, "deleted")
-        if job.folder is not None and self.store.others_with_folder(job) == 0:
-            discard(self.out / job.folder, keep_finished=False)
+        for folder in folders:
+            discard_unshared(self.store, self.out, job_id, folder, keep_finished=False)
 
     # --- looking ------------------------------------------------------------------------------
 
@@ -226,10 +226,7 @@ class JobService:
 
     def _discard(self, job: Job, before: Job) -> None:
         """Remove what a cancelled job had begun, and nothing that is finished or another's."""
-        if job.state is State.CANCELLED and before.folder is not None:
-            path = self.out / before.folder
-            if self.store.others_with_folder(before) == 0:
-                discard(path, keep_finished=True)
+        discard_begun(self.store, self.out, job, before.folder)
 
     def _wrong(self, job_id: str, wish: str) -> WrongState:
         return WrongState(f"job {job_id} is {self.get(job_id).state} and cannot be {wish}")

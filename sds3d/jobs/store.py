@@ -154,7 +154,16 @@ class Store:
             found = connection.execute(
                 f"DELETE FROM jobs WHERE id = ? AND {_in(FINISHED)} RETURNING {_FIELDS}", (job_id,)
             ).fetchall()
+            if found:
+                connection.execute("DELETE FROM job_folders WHERE job_id = ?", (job_id,))
         return job_of(found[0]) if found else None
+
+    def forget_folder(self, job_id: str, folder: str) -> None:
+        """Say that a job's run folder is no more."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "DELETE FROM job_folders WHERE job_id = ? AND folder = ?", (job_id, folder)
+            )
 
     # --- what a worker does -------------------------------------------------------------------
 
@@ -313,10 +322,17 @@ class Store:
             "SELECT count(*) FROM jobs WHERE state = 'queued' AND turn < ?", job.turn
         )[0][0]
 
-    def others_with_folder(self, job: Job) -> int:
-        """How many other jobs have the same run folder."""
+    def folders_of(self, job_id: str) -> list[str]:
+        """Every run folder that a job has had: continued or with less memory, it has others."""
+        rows = self._database.rows(
+            "SELECT folder FROM job_folders WHERE job_id = ? ORDER BY folder", job_id
+        )
+        return [row["folder"] for row in rows]
+
+    def others_with_folder(self, job_id: str, folder: str) -> int:
+        """How many other jobs have or had the same run folder."""
         return self._database.rows(
-            "SELECT count(*) FROM jobs WHERE folder = ? AND id != ?", job.folder, job.id
+            "SELECT count(*) FROM job_folders WHERE folder = ? AND job_id != ?", folder, job_id
         )[0][0]
 
     def active_of(self, worker: str) -> Job | None:
@@ -370,7 +386,7 @@ class Store:
             f"RETURNING {_FIELDS}",
             (*columns.values(), job_id, *given),
         ).fetchall()
-        return job_of(found[0]) if found else None
+        return _recorded(connection, found)
 
     def _cancel_in(
         self,
@@ -404,7 +420,7 @@ class Store:
                 f"UPDATE jobs SET {sets} WHERE {where} RETURNING {_FIELDS}",
                 (*values.values(), *given),
             ).fetchall()
-        return job_of(found[0]) if found else None
+            return _recorded(connection, found)
 
 
 _NEXT_TURN = "(SELECT coalesce(max(turn), 0) + 1 FROM jobs)"
@@ -416,6 +432,16 @@ _AS_IT_WAS = (
 
 def _in(states: Collection[State]) -> str:
     return f"state IN ({', '.join(repr(str(state)) for state in sorted(states))})"
+
+
+def _recorded(connection: Any, found: list[Any]) -> Job | None:
+    """The job that was changed, its run folder noted among those it has had."""
+    if not found:
+        return None
+    job = job_of(found[0])
+    if job.folder is not None:
+        connection.execute("INSERT OR IGNORE INTO job_folders VALUES (?, ?)", (job.id, job.folder))
+    return job
 
 
 def _count_queued(connection: Any) -> int:

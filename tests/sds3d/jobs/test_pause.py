@@ -12,6 +12,7 @@ import pytest
 from sds3d.config import GenerateConfig
 from sds3d.errors import ConfigError
 from sds3d.generate import generate
+from sds3d.jobs.database import SCHEMA_VERSION
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import State
 from sds3d.jobs.store import Store
@@ -103,4 +104,25 @@ def test_a_queue_of_the_version_before_is_taken_over(
         later = store.submit(make_config(), pause_at=3)
         assert store.get(later.id).pause_at == 3
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+
+
+def test_the_folders_of_a_queue_of_the_version_before_are_known(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    path = tmp_path / "jobs.sqlite3"
+    with Store(path) as store:
+        job, waiting = store.submit(make_config()), store.submit(make_config(seed=1))
+        store.claim("w")
+        store.report(job.id, "w", folder="first")
+        store.finish(job.id, "w", State.DONE)
+        store.requeue(job.id, make_config(steps=20))
+        store.release(waiting.id, "w")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE jobs SET folder = 'second' WHERE folder IS NOT NULL")
+        connection.execute("DROP TABLE job_folders")
+        connection.execute("PRAGMA user_version = 2")
+    with Store(path) as store:
+        assert store.folders_of(job.id) == ["first", "second"]
+        assert store.folders_of(waiting.id) == []
+        assert store.others_with_folder(waiting.id, "first") == 1

@@ -214,6 +214,69 @@ def test_to_cancel_a_continuation_gives_back_the_stopped_run(
     assert _hashes(service, back) == _hashes(service, done)
 
 
+def _folders(service: JobService) -> set[str]:
+    return {path.name for path in service.out.iterdir() if path.is_dir()}
+
+
+def test_a_deleted_job_takes_along_every_folder_that_no_other_has(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker
+) -> None:
+    job = service.submit(make_config())
+    make_worker().run_next()
+    first = service.get(job.id).folder
+    service.continue_(job.id, extra_steps=5)
+    longer = OptimizeConfig(steps=10, extra_steps=5)
+    other = service.submit(make_config(optimize=longer))
+    make_worker().run(until_idle=True)
+    second = service.get(job.id).folder
+    assert service.get(other.id).reused
+    assert _folders(service) == {first, second}
+    service.delete(job.id)
+    assert _folders(service) == {second}
+    service.delete(other.id)
+    assert _folders(service) == set()
+
+
+def test_a_job_that_took_less_memory_leaves_no_folder_behind(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    loop, asked = fakes.Loop(), []
+
+    def optimize(config: GenerateConfig, teacher: Any, **how: Any) -> Any:
+        asked.append(config.optimize.views_per_step)
+        if config.optimize.views_per_step > 1:
+            raise MemoryError
+        return loop(config, teacher, **how)
+
+    job = service.submit(make_config(optimize=OptimizeConfig(steps=3, views_per_step=4)))
+    make_worker(loop=optimize).run(until_idle=True)
+    assert service.get(job.id).state is State.DONE
+    assert asked == [4, 2, 1]
+    assert len(_folders(service)) == 3
+    service.delete(job.id)
+    assert _folders(service) == set()
+
+
+def test_what_a_continuation_that_failed_had_made_goes_when_it_is_taken_back(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker
+) -> None:
+    def empty(*_: Any) -> Any:
+        raise EmptyField("no surface")
+
+    job = service.submit(make_config())
+    make_worker().run_next()
+    done = service.get(job.id)
+    service.continue_(job.id, extra_steps=5)
+    make_worker(write_files=empty).run_next()
+    assert service.get(job.id).state is State.FAILED
+    assert len(_folders(service)) == 2
+    service.continue_(job.id)
+    back = service.cancel(job.id)
+    assert (back.state, back.folder) == (State.DONE, done.folder)
+    assert _folders(service) == {done.folder}
+    assert _hashes(service, back) == _hashes(service, done)
+
+
 def test_a_stop_before_the_beginning_has_nothing_to_keep(
     service: JobService, make_config: MakeConfig
 ) -> None:
