@@ -6,38 +6,78 @@ import dataclasses
 
 from sds3d.config import GenerateConfig
 
+Rung = tuple[GenerateConfig, str]
 
-def next_rung(config: GenerateConfig) -> tuple[GenerateConfig, str] | None:
+
+def next_rung(
+    config: GenerateConfig, *, stage: str = "optimize", together: int | None = 1
+) -> Rung | None:
     """The same request with less memory and what was made smaller, None at the lowest rung.
 
     First the views of a step, then their resolution, that of a second stage, then the grid of the
     mesh and its texture: the field itself keeps its size, so that what it can show stays the same.
+    Of these only what the stage in which memory ran out has to do with, or what comes after it.
+    The teacher judges `together` views of an object at once, and so many stay together; None where
+    that is not known, and then the views are left alone.
     """
-    options, mesh = config.optimize, config.mesh
-    if options.views_per_step > 1:
-        views = max(1, options.views_per_step // 2)
-        text = f"{views} instead of {options.views_per_step} views per step"
-        return _with(config, dataclasses.replace(options, views_per_step=views)), text
-    if max(options.resolutions) > 32:
-        sides = tuple(min(32, side) for side in options.resolutions)
-        text = "views of 32 pixels"
-        return _with(config, dataclasses.replace(options, resolutions=sides)), text
-    if options.refine.refine_steps > 0 and options.refine.refine_resolution > 256:
-        refine = dataclasses.replace(options.refine, refine_resolution=256, refine_views_per_step=1)
-        text = "views of 256 pixels in the second stage"
-        return _with(config, dataclasses.replace(options, refine=refine)), text
-    if mesh.mesh_resolution > 64 or mesh.texture_size > 512:
-        smaller = dataclasses.replace(
-            mesh,
-            mesh_resolution=min(64, mesh.mesh_resolution),
-            texture_size=min(512, mesh.texture_size),
-        )
-        return dataclasses.replace(config, mesh=smaller), "a coarser mesh and a smaller texture"
+    rungs = (_fewer_views, _smaller_views, _smaller_second_stage, _smaller_mesh)
+    first = {"refine": 2, "mesh": 3, "export": 3}.get(stage, 0)
+    for rung in rungs[first:]:
+        if (found := rung(config, together)) is not None:
+            return found
     return None
 
 
-def _with(config: GenerateConfig, options: object) -> GenerateConfig:
-    return dataclasses.replace(config, optimize=options)
+def _fewer_views(config: GenerateConfig, together: int | None) -> Rung | None:
+    now = config.optimize.views_per_step
+    views = _fewer(now, together)
+    if views == now:
+        return None
+    options = dataclasses.replace(config.optimize, views_per_step=views)
+    return dataclasses.replace(config, optimize=options), f"{views} instead of {now} views per step"
+
+
+def _fewer(views: int, together: int | None) -> int:
+    """Half as many, in whole groups; no fewer than one group."""
+    if together is None or views <= together:
+        return views
+    return max(together, views // 2 // together * together)
+
+
+def _smaller_views(config: GenerateConfig, _: int | None) -> Rung | None:
+    sides = config.optimize.resolutions
+    if max(sides) <= 32:
+        return None
+    options = dataclasses.replace(
+        config.optimize, resolutions=tuple(min(32, side) for side in sides)
+    )
+    return dataclasses.replace(config, optimize=options), "views of 32 pixels"
+
+
+def _smaller_second_stage(config: GenerateConfig, together: int | None) -> Rung | None:
+    refine = config.optimize.refine
+    if refine.refine_steps == 0 or refine.refine_resolution <= 256:
+        return None
+    views = refine.refine_views_per_step
+    # Of another teacher it is not known here how many views it judges together.
+    if together is not None and not refine.refine_teacher:
+        views = min(views, together)
+    refine = dataclasses.replace(refine, refine_resolution=256, refine_views_per_step=views)
+    options = dataclasses.replace(config.optimize, refine=refine)
+    text = "views of 256 pixels in the second stage"
+    return dataclasses.replace(config, optimize=options), text
+
+
+def _smaller_mesh(config: GenerateConfig, _: int | None) -> Rung | None:
+    mesh = config.mesh
+    if mesh.mesh_resolution <= 64 and mesh.texture_size <= 512:
+        return None
+    smaller = dataclasses.replace(
+        mesh,
+        mesh_resolution=min(64, mesh.mesh_resolution),
+        texture_size=min(512, mesh.texture_size),
+    )
+    return dataclasses.replace(config, mesh=smaller), "a coarser mesh and a smaller texture"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -61,6 +61,15 @@ class Bench:
         teacher = self._loaded[2]
         return dataclasses.replace(parts, load_teacher=lambda _name, _device: teacher), teacher
 
+    def views_together(self) -> int | None:
+        """How many views the teacher that is loaded judges together; None where none is."""
+        if self._loaded is None:
+            return None
+        from core.teachers.teacher import views_per_object
+
+        teacher: Any = self._loaded[2]
+        return views_per_object(teacher)
+
 
 class Running:
     """A claimed job and what it needs to be worked on: `run()` brings it to another state."""
@@ -85,6 +94,7 @@ class Running:
         self._early: list[Event] = []
         self._folder: Path | None = None if job.folder is None else out / job.folder
         self._computed = False
+        self._stage = "teacher"
 
     def run(self) -> None:
         """Work on the job and say in the store how it ended. Raises StoreError alone."""
@@ -160,8 +170,9 @@ class Running:
 
     def _hear(self, event: Event) -> None:
         """Log an event; those from before there is a folder are kept until there is one."""
-        if isinstance(event, Stage) and event.name == "optimize":
-            self._computed = True
+        if isinstance(event, Stage):
+            self._stage = event.name
+            self._computed = self._computed or event.name == "optimize"
         if self._journal is None and self._folder is not None and self._folder.is_dir():
             self._journal = Journal(self._folder)
             self._journal.begin()
@@ -233,7 +244,9 @@ class Running:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        lower = next_rung(self.job.options)
+        options = self.job.options
+        together = self._bench.views_together() if options.optimize.camera_conditioning else 1
+        lower = next_rung(options, stage=self._stage, together=together)
         if lower is None:
             self._store.finish(
                 self.job.id,

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 
 from sds3d.config import GenerateConfig
-from sds3d.errors import EmptyField
-from sds3d.events import Step
+from sds3d.errors import ConfigError, EmptyField
+from sds3d.events import Stage, Step
 from sds3d.generate import export_run, generate
 from sds3d.jobs import running
 from sds3d.jobs.errors import WrongState
 from sds3d.jobs.job import Job
+from sds3d.jobs.ladder import next_rung
 from sds3d.jobs.limits import LimitsConfig
 from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import Request, State
 from sds3d.jobs.worker import Worker
-from sds3d.optimize_config import OptimizeConfig
+from sds3d.optimize_config import OptimizeConfig, RefineOptions
 from sds3d.runs import RunFolder
 
 MakeConfig = Callable[..., GenerateConfig]
@@ -432,6 +433,86 @@ def test_memory_that_does_not_suffice_is_asked_for_less_until_nothing_is_left(
     failed = service.get(hopeless.id)
     assert (failed.state, failed.error) == (State.FAILED, "OutOfMemory")
     assert "--preset fast" in str(failed.reason)
+
+
+def test_views_that_a_teacher_judges_together_stay_together(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    class JudgesFour(fakes.Teacher):
+        views_per_object = 4
+
+    loop, asked = fakes.Loop(), []
+
+    def optimize(config: GenerateConfig, teacher: Any, **how: Any) -> Any:
+        options = config.optimize
+        asked.append((options.views_per_step, max(options.resolutions)))
+        if options.views_per_step % 4 and options.camera_conditioning:
+            raise ConfigError("this teacher judges 4 views of an object together")
+        if max(options.resolutions) > 32:
+            raise MemoryError
+        return loop(config, teacher, **how)
+
+    def degraded(**fields: Any) -> str | None:
+        asked.clear()
+        job = service.submit(make_config(optimize=OptimizeConfig(steps=3, **fields)))
+        worker = make_worker(loop=optimize, teacher=JudgesFour())
+        worker.run(until_idle=True)
+        assert service.get(job.id).state is State.DONE
+        return service.get(job.id).degraded
+
+    assert degraded(views_per_step=8) == "4 instead of 8 views per step; views of 32 pixels"
+    assert asked == [(8, 64), (4, 64), (4, 32)]
+    assert degraded(views_per_step=4) == "views of 32 pixels"
+    # Told no camera, it judges each by itself.
+    assert degraded(views_per_step=2, camera_conditioning=False) == (
+        "1 instead of 2 views per step; views of 32 pixels"
+    )
+
+
+def test_a_mesh_for_which_memory_does_not_suffice_leaves_the_views_alone(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    def write_files(optimized: Any, config: GenerateConfig, folder: Path, on_event: Any) -> Any:
+        on_event(Stage("mesh"))
+        if config.mesh.mesh_resolution > least:
+            raise MemoryError
+        return fakes.write_files(optimized, config, folder, on_event)
+
+    least = 64
+    job = service.submit(make_config())
+    make_worker(write_files=write_files).run(until_idle=True)
+    done = service.get(job.id)
+    assert (done.state, done.degraded) == (State.DONE, "a coarser mesh and a smaller texture")
+    assert done.options.optimize == make_config().optimize
+    least = 16
+    hopeless = service.submit(make_config(seed=1))
+    make_worker(write_files=write_files).run(until_idle=True)
+    failed = service.get(hopeless.id)
+    assert (failed.state, failed.error) == (State.FAILED, "OutOfMemory")
+
+
+def test_the_rungs_of_a_second_stage_are_its_own() -> None:
+    refine = RefineOptions(refine_steps=5, refine_views_per_step=8)
+    config = GenerateConfig(
+        prompt="a car", optimize=OptimizeConfig(views_per_step=8, refine=refine)
+    )
+    found = next_rung(config, stage="refine", together=4)
+    assert found is not None
+    lower, text = found
+    assert text == "views of 256 pixels in the second stage"
+    expected = dataclasses.replace(refine, refine_resolution=256, refine_views_per_step=4)
+    assert lower.optimize == dataclasses.replace(config.optimize, refine=expected)
+    # A teacher of its own may want them as they are, and so may one that is not known yet.
+    other = dataclasses.replace(refine, refine_teacher="folder")
+    config = dataclasses.replace(
+        config, optimize=dataclasses.replace(config.optimize, refine=other)
+    )
+    found = next_rung(config, stage="refine", together=4)
+    assert found is not None
+    assert found[0].optimize.refine.refine_views_per_step == 8
+    found = next_rung(config, stage="teacher", together=None)
+    assert found is not None
+    assert (found[0].optimize.views_per_step, found[1]) == (8, "views of 32 pixels")
 
 
 def test_a_folder_that_another_process_holds_is_waited_for(
