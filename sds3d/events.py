@@ -41,7 +41,7 @@ class _Event:
 
 @dataclass(frozen=True)
 class Stage(_Event):
-    """A stage of the pipeline begins ("teacher", "optimize", "mesh", "export")."""
+    """A stage of the pipeline begins ("teacher", "optimize", "refine", "mesh", "export")."""
 
     name: str
 

@@ -16,6 +16,7 @@ from sds3d.ui.watching import Reading
 STAGES = {
     "teacher": "loading the teacher",
     "optimize": "growing the object",
+    "refine": "refining the mesh",
     "mesh": "making the mesh",
     "export": "writing the files",
 }
@@ -83,7 +84,7 @@ def _facts(job: Job, reading: Reading, ahead: int) -> list[str]:
     steps = f"step {job.step} of {job.steps}"
     if job.state in ACTIVE:
         pace, eta = reading.steps_per_second, job.eta_seconds
-        growing = reading.stage == "optimize"
+        growing = reading.stage in ("optimize", "refine")
         return [
             STAGES.get(reading.stage or "", "starting"),
             steps,

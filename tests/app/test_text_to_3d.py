@@ -1,5 +1,6 @@
 """The tab from prompt to mesh: its handlers, called as functions."""
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from sds3d.config_json import from_dict, to_dict
 from sds3d.jobs.job import Job
 from sds3d.jobs.states import State
+from sds3d.ui import pieces
 from sds3d.ui.command import command_line
 from sds3d.ui.desk import Desk, Wish
 from sds3d.ui.form import FIELDS, preset_values, wish_of_form
@@ -237,6 +239,22 @@ def test_a_journal_that_steps_back_is_read_as_its_later_lines_say() -> None:
         reading.hear({"event": "step", "step": step, "opacity": value, "time": 10.0 + step / 2})
     assert reading.opacity == {1: 0.1, 2: 0.5, 3: 0.6}
     assert reading.steps_per_second == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("stage", ["optimize", "refine"])
+def test_both_stages_are_named_with_their_pace(submit: Callable[..., Job], stage: str) -> None:
+    job = dataclasses.replace(submit(), state=State.RUNNING, step=20, eta_seconds=42.0)
+    reading = Reading()
+    for step in range(10, 21):
+        reading.hear({"event": "step", "step": step, "opacity": 0.2, "time": step / 2})
+    reading.hear({"event": "stage", "name": stage})
+    drawn = pieces.status(job, reading)
+    assert pieces.STAGES[stage] in drawn
+    assert "starting" not in drawn
+    assert "2.0 steps/s" in drawn
+    assert "0:42 left" in drawn
+    reading.hear({"event": "stage", "name": "mesh"})
+    assert "steps/s" not in pieces.status(job, reading)
 
 
 def test_a_plot_draws_each_value_in_its_place() -> None:
