@@ -28,6 +28,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
+HEALTH_INTERVAL = 50
+"""Steps from one judgement of the field's health to the next."""
+
+SOUND = "it looks sound: a solid thing with space around it"
+"""The health of a field of which there is nothing to complain, or nothing any more."""
+
+
 @dataclass(frozen=True)
 class _Event:
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +83,10 @@ class Warning(_Event):
 
 @dataclass(frozen=True)
 class Health(_Event):
-    """The state of the field in plain words (empty, fog, fills its space)."""
+    """The state of the field in plain words (empty, fog, fills its space; or none of these any more).
+
+    It is judged every `HEALTH_INTERVAL` steps, and told of when it changes.
+    """
 
     text: str
 

@@ -24,7 +24,7 @@ from core.teachers.teacher import LatentTeacher, free_text_encoders
 from .agreement import is_due, is_kept, measure_agreement
 from .config import GenerateConfig
 from .errors import Diverged, is_out_of_memory
-from .events import Event, Health, Step, Warning
+from .events import HEALTH_INTERVAL, SOUND, Event, Health, Step, Warning
 from .latent_representation import latent_reading
 from .optimize_config import OptimizeConfig
 from .optimizer_state import gradients_finite, load_moments, moments_of
@@ -38,7 +38,6 @@ from .views import in_rings
 
 SNAPSHOT_INTERVAL = 25
 MOST_ROLLBACKS = 3
-HEALTH_INTERVAL = 50
 
 _SNAPSHOT = "snapshot"
 _State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -181,8 +180,8 @@ def optimize(
             )
         )
         if loop.step % HEALTH_INTERVAL == 0 or loop.step == options.total_steps:
-            if report.complaint is not None and report.complaint != loop.complaint:
-                on_event(Health(report.complaint))
+            if report.complaint != loop.complaint:
+                on_event(Health(report.complaint or SOUND))
             loop.complaint = report.complaint
         if observe is not None:
             observe(loop)

@@ -6,6 +6,7 @@ import html
 from typing import Any
 from urllib.parse import quote
 
+from sds3d.events import SOUND
 from sds3d.jobs.job import Job
 from sds3d.jobs.states import ACTIVE, State
 from sds3d.progress import eta_text
@@ -29,7 +30,7 @@ STATES = {
     State.CANCELLED: "Cancelled",
     State.FAILED: "Failed",
 }
-SOUND = "it looks sound: a solid thing with space around it"
+NOT_JUDGED = "not judged yet"
 
 
 def url(*parts: str) -> str:
@@ -104,7 +105,7 @@ def health(job: Job, reading: Reading, result: dict[str, Any] | None) -> str:
         return "; ".join(map(str, result.get("health", []))) or SOUND
     if reading.health is not None:
         return f"{reading.health} (seen at step {reading.health_step})"
-    return SOUND
+    return SOUND if reading.is_judged else NOT_JUDGED
 
 
 def growing(job: Job, version: int) -> str:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from sds3d.events import HEALTH_INTERVAL
 from sds3d.jobs.job import Job
 from sds3d.jobs.service import JobService
 
@@ -30,19 +31,23 @@ class Reading:
     warnings: list[str] = field(default_factory=list)
     health: str | None = None
     health_step: int = 0
+    judged_from: int = 0
 
     def hear(self, event: dict[str, Any]) -> None:
         """Take in one event of the journal."""
         kind = event["event"]
         if kind == "stage":
             self.stage = event.get("name")
+            if self.stage == "refine":
+                # Another thing is judged from here on: the mesh, and no more the field.
+                self.health, self.judged_from = None, self.last_step
         elif kind == "step":
             self._hear_step(event)
         elif kind == "warning":
             _add_once(self.warnings, event.get("text"))
         elif kind == "health" and isinstance(event.get("text"), str):
             self.health = event["text"]
-            self.health_step = next(reversed(self.opacity), 0)
+            self.health_step = self.last_step
 
     def _hear_step(self, event: dict[str, Any]) -> None:
         step = event.get("step")
@@ -63,6 +68,16 @@ class Reading:
                 series[step] = float(value)
         eta = event.get("eta_seconds")
         self.eta_seconds = float(eta) if isinstance(eta, (int, float)) else None
+
+    @property
+    def last_step(self) -> int:
+        """The last step of which was told; 0 before there is one."""
+        return next(reversed(self.opacity), 0)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the object's health was looked at, so that silence means it is sound."""
+        return self.last_step - self.judged_from >= HEALTH_INTERVAL
 
     @property
     def steps_per_second(self) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from sds3d.config_json import from_dict, to_dict
+from sds3d.events import SOUND
 from sds3d.jobs.job import Job
 from sds3d.jobs.states import State
 from sds3d.ui import pieces
@@ -239,6 +240,30 @@ def test_a_journal_that_steps_back_is_read_as_its_later_lines_say() -> None:
         reading.hear({"event": "step", "step": step, "opacity": value, "time": 10.0 + step / 2})
     assert reading.opacity == {1: 0.1, 2: 0.5, 3: 0.6}
     assert reading.steps_per_second == pytest.approx(2.0)
+
+
+def test_the_health_is_said_only_after_somebody_looked(submit: Callable[..., Job]) -> None:
+    job = dataclasses.replace(submit(), state=State.RUNNING)
+    reading = Reading()
+
+    def after(step: int) -> str:
+        reading.hear({"event": "step", "step": step, "opacity": 0.2})
+        return pieces.health(job, reading, None)
+
+    assert pieces.health(job, reading, None) == ""
+    assert [after(1), after(49)] == ["not judged yet"] * 2
+    assert after(50) == SOUND
+    reading.hear({"event": "health", "text": "fog: half transparent"})
+    assert after(51) == "fog: half transparent (seen at step 50)"
+    reading.hear({"event": "health", "text": SOUND})
+    assert "fog" not in after(100)
+    # The mesh of a second stage is judged anew, whatever the field was like.
+    reading.hear({"event": "health", "text": "fog: half transparent"})
+    reading.hear({"event": "stage", "name": "refine"})
+    assert after(101) == "not judged yet"
+    assert after(150) == SOUND
+    assert pieces.health(job, reading, {"health": []}) == SOUND
+    assert pieces.health(job, reading, {"health": ["a little fog"]}) == "a little fog"
 
 
 @pytest.mark.parametrize("stage", ["optimize", "refine"])

@@ -28,7 +28,7 @@ from sds3d import field_representation
 from sds3d import optimize as loop_module
 from sds3d.config import GenerateConfig
 from sds3d.errors import Diverged
-from sds3d.events import Event, Health, Step, Warning
+from sds3d.events import SOUND, Event, Health, Step, Warning
 from sds3d.field_representation import (
     FieldRepresentation,
     complaint_about,
@@ -494,6 +494,22 @@ def test_a_field_from_which_all_matter_vanished_goes_on_and_says_so(
     assert result.step == 9
     assert [e.text.split(":")[0] for e in events if isinstance(e, Health)] == ["empty"]
     assert [text.split(":")[0] for text in result.health] == ["empty"]
+
+
+def test_a_complaint_that_is_no_longer_true_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_step = {2: "fog: a", 4: "fog: a", 10: "empty: b"}
+    looks: list[None] = []
+
+    def judge(*_: Any) -> str | None:
+        looks.append(None)
+        return at_step.get(len(looks))
+
+    monkeypatch.setattr(loop_module, "HEALTH_INTERVAL", 2)
+    monkeypatch.setattr(field_representation.FieldRepresentation, "complaint", judge)
+    events: list[Event] = []
+    result = run(config(steps=10), events=events)
+    assert [e.text for e in events if isinstance(e, Health)] == ["fog: a", SOUND, "empty: b"]
+    assert result.health == ["empty: b"]
 
 
 # --- events ----------------------------------------------------------------------------------
