@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import gradio as gr
 
-from sds3d.errors import Sds3dError
+from sds3d.errors import ConfigError, Sds3dError
 from sds3d.jobs.job import Job
 from sds3d.jobs.states import FINISHED
-from sds3d.ui.desk import Desk, Wish
+from sds3d.ui.desk import Desk, Wish, require_text
 
 
 class Api:
@@ -50,7 +51,7 @@ class Api:
             resolution=resolution,
             max_faces=max_faces,
             texture_size=texture_size,
-            options=options or {},
+            options={} if options is None else options,
         )
         with _told():
             return self.desk.service.submit(wish.config()).id
@@ -58,35 +59,38 @@ class Api:
     def status(self, job: str) -> dict[str, Any]:
         """How a job stands: state, step of steps, eta_seconds, jobs ahead, reason, finished."""
         with _told():
-            found = self.desk.service.get(job)
+            found = self._job(job)
             ahead = 0 if found.state in FINISHED else self.desk.service.place_in_queue(found)
             return {**_plain(found), "ahead": ahead}
 
     def jobs(self, search: str = "", limit: int = 20) -> list[dict[str, Any]]:
         """The latest jobs whose prompt holds `search`."""
         with _told():
+            require_text("search", search)
+            if type(limit) is not int:
+                raise ConfigError(f"limit is {reprlib.repr(limit)}: give a whole number")
             found = self.desk.service.jobs(search=search, limit=max(1, min(limit, 1000)))
             return [_plain(job) for job in found]
 
     def stop(self, job: str) -> str:
         """End a run and make its mesh from what there is; returns the job's state."""
         with _told():
-            return str(self.desk.service.stop(job).state)
+            return str(self.desk.service.stop(self._job(job).id).state)
 
     def cancel(self, job: str) -> str:
         """End a run and remove what it made; returns the job's state."""
         with _told():
-            return str(self.desk.service.cancel(job).state)
+            return str(self.desk.service.cancel(self._job(job).id).state)
 
     def continue_run(self, job: str, extra_steps: int = 0) -> str:
         """Go on with a stopped run, or add steps to one that is done; returns the job's state."""
         with _told():
-            return str(self.desk.service.continue_(job, extra_steps).state)
+            return str(self.desk.service.continue_(self._job(job).id, extra_steps).state)
 
     def result(self, job: str) -> dict[str, Any]:
         """The content of result.json; "files" has the names that `download` takes."""
         with _told():
-            found = self.desk.service.result(self.desk.service.get(job))
+            found = self.desk.service.result(self._job(job))
         if found is None:
             raise gr.Error(f"job {job} has no result yet", print_exception=False)
         return found
@@ -94,10 +98,16 @@ class Api:
     def download(self, job: str, name: str) -> str:
         """A file of a result: mesh.glb, mesh-obj.zip, turntable.mp4, preview.png, result.json."""
         with _told():
-            path = self.desk.copy(self.desk.service.get(job), name)
+            require_text("name", name)
+            path = self.desk.copy(self._job(job), name)
         if path is None:
             raise gr.Error(f"job {job} has no file of that name", print_exception=False)
         return str(path)
+
+    def _job(self, job_id: object) -> Job:
+        """The job of an id as a caller gave it. Raises UnknownJob, ConfigError for no text."""
+        require_text("job", job_id)
+        return self.desk.service.get(str(job_id))
 
     def build(self) -> None:
         """Make the endpoints, inside a Blocks."""

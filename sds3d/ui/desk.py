@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import reprlib
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,12 @@ def no_trouble() -> str | None:
     return None
 
 
+def require_text(name: str, value: object) -> None:
+    """Raise ConfigError that names what a caller gave as something else than text."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} is {reprlib.repr(value)}: give text")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wish:
     """A request as the form and the API give it; None leaves an option to the preset.
@@ -49,9 +56,15 @@ class Wish:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self) -> GenerateConfig:
-        """The options of the run. Raises ConfigError and PromptError."""
+        """The options of the run. Raises ConfigError, of a wrong type too, and PromptError."""
+        for name in ("prompt", "negative_prompt", "preset", "teacher"):
+            require_text(name, getattr(self, name))
+        if type(self.seed) is not int:
+            raise ConfigError(f"seed is {reprlib.repr(self.seed)}: give a whole number")
         if self.preset not in PRESETS:
-            raise ConfigError(f"the preset is {self.preset!r}: give one of {', '.join(PRESETS)}")
+            raise ConfigError(
+                f"the preset is {self.preset[:80]!r}: give one of {', '.join(PRESETS)}"
+            )
         config = generate_config(
             cast(PresetName, self.preset),
             prompt=self.prompt,
@@ -76,7 +89,7 @@ class Wish:
         found |= self.options
         side, sides = found.pop("resolution", None), config.optimize.resolutions
         if side is not None and type(side) is not int:
-            raise ConfigError(f"resolution is {side!r}: give a whole number")
+            raise ConfigError(f"resolution is {reprlib.repr(side)}: give a whole number")
         if side is not None and side != sides[-1]:
             found["resolutions"] = (*(min(earlier, side) for earlier in sides[:-1]), side)
         return found

@@ -108,15 +108,23 @@ class TextTo3D:
             said = pieces.notice(str(error))
         return [said, *self.refresh(job_id, seen)]
 
-    def preview(self, prompt: str, negative: str, seed: float, teacher: str, scale: float) -> str:
-        """The teacher's own pictures of the prompt."""
+    def preview(
+        self,
+        prompt: str,
+        negative: str,
+        seed: float | None,
+        teacher: str | None,
+        scale: float | None,
+    ) -> str:
+        """The teacher's own pictures of the prompt; an empty field is the preview's own default."""
+        given: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
         try:
             config = PreviewConfig(
-                prompt=required_prompt(prompt),
-                negative_prompt=negative,
+                prompt=required_prompt(prompt or ""),
+                negative_prompt=negative or "",
                 seed=whole("seed", seed) or 0,
-                teacher=self._known_teacher(teacher),
-                guidance_scale=scale,
+                teacher=self._known_teacher(teacher or ""),
+                **given,
             )
             return draw(self.desk.processes, config)
         except Sds3dError as error:

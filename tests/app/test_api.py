@@ -12,12 +12,15 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
+import gradio as gr
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from sds3d.ui.api import Api
 from sds3d.ui.config import AppConfig
 from sds3d.ui.serve import Served, serving
 
@@ -91,6 +94,42 @@ def test_mistakes_come_back_as_sentences(client: Client) -> None:
     for name in ("../../jobs.sqlite3", "events.jsonl", "/etc/hostname", ""):
         with pytest.raises(AppError, match="no file of that name"):
             client.predict(job, name, api_name="/download")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "given", "named"),
+    [
+        ("/submit", {"prompt": 5}, "prompt is 5: give text"),
+        ("/submit", {"prompt": ["a"]}, r"prompt is \['a'\]: give text"),
+        ("/submit", {"negative_prompt": {}}, "negative_prompt is {}"),
+        ("/submit", {"preset": ["fast"]}, "preset is .* give text"),
+        ("/submit", {"preset": "slow"}, "the preset is 'slow'"),
+        ("/submit", {"teacher": 1}, "teacher is 1"),
+        ("/submit", {"seed": "1"}, "seed is '1': give a whole number"),
+        ("/submit", {"seed": 1.5}, "seed is 1.5"),
+        ("/submit", {"steps": "many"}, "steps is 'many'"),
+        ("/submit", {"guidance_scale": [1]}, "guidance_scale is"),
+        ("/submit", {"resolution": "big"}, "resolution is 'big'"),
+        ("/submit", {"options": ["csd"]}, "options are no object"),
+        ("/submit", {"options": {"refine_steps": "1"}}, "refine_steps is '1'"),
+        ("/submit", {"options": {"no_such": 1}}, "no_such"),
+        ("/status", {"job": 5}, "job is 5: give text"),
+        ("/stop", {"job": None}, "job is None"),
+        ("/continue_run", {"job": [1]}, "job is "),
+        ("/jobs", {"search": 1}, "search is 1"),
+        ("/jobs", {"limit": "all"}, "limit is 'all'"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(
+    server: Served, endpoint: str, given: dict[str, Any], named: str
+) -> None:
+    api = Api(server.desk)
+    if endpoint == "/submit":
+        given = {"prompt": "a red mushroom", **given}
+    with pytest.raises(gr.Error, match=named) as refused:
+        getattr(api, endpoint.removeprefix("/"))(**given)
+    assert "\n" not in refused.value.message
+    assert len(refused.value.message) < 500
 
 
 def test_a_password_is_needed_for_all_of_it(tmp_path: Path) -> None:

@@ -136,6 +136,9 @@ def test_the_teachers_own_pictures_come_with_its_remarks(tab: TextTo3D) -> None:
     assert 'src="data:image/png;base64,' in drawn
     assert "&lt;b&gt;purplish" in drawn
     assert "give one of" in tab.preview("a mushroom", "", 3, "/etc", 2.0)
+    # Fields that were emptied.
+    assert "<img" in tab.preview("a red mushroom", "", None, "toybox", None)
+    assert "give one of" in tab.preview("a mushroom", "", None, None, None)
 
 
 @pytest.mark.parametrize(
