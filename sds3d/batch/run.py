@@ -108,6 +108,12 @@ def _limits() -> LimitsConfig:
         max_faces=UNLIMITED,
         max_texture_size=UNLIMITED,
         max_field_values=UNLIMITED,
+        max_hidden_dim=UNLIMITED,
+        max_occupancy_resolution=UNLIMITED,
+        min_step_size=0.0,
+        max_perturbations=UNLIMITED,
+        max_ode_steps=UNLIMITED,
+        max_lora_rank=UNLIMITED,
     )
 
 

@@ -39,19 +39,37 @@ class LimitsConfig:
     """Side of the texture in pixels."""
     max_field_values: int = 2**25
     """Numbers that the hash grids of a run's fields hold."""
+    max_hidden_dim: int = 256
+    """Width of the field's MLP."""
+    max_occupancy_resolution: int = 128
+    """Cells along an axis of the occupancy grid."""
+    min_step_size: float = 0.01
+    """Length of one interval along a ray: samples of a view grow with its inverse."""
+    max_perturbations: int = 16
+    """Noises averaged in each view."""
+    max_ode_steps: int = 50
+    """Steps of the teacher toward a noise or an image, within each step of the run."""
+    max_lora_rank: int = 64
+    """Rank of what the teacher's learning twin may change."""
     min_free_bytes: int = 512 * 2**20
     """Space that must be left on the disk for a job to begin."""
     teachers: tuple[str, ...] | None = None
     """Teachers that may be asked for; None: any that this machine has."""
 
     def __post_init__(self) -> None:
-        for name in ("max_queued", "max_steps", "max_views_per_step", "max_field_values"):
+        for name in (
+            *("max_queued", "max_steps", "max_views_per_step", "max_field_values"),
+            *("max_perturbations", "max_ode_steps", "max_lora_rank"),
+        ):
             require_number(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         require_number("--max-render-resolution", self.max_render_resolution, 8)
         require_number("--max-refine-resolution", self.max_refine_resolution, 8)
         require_number("--max-mesh-resolution", self.max_mesh_resolution, 16)
         require_number("--max-faces", self.max_faces, 100)
         require_number("--max-texture-size", self.max_texture_size, 64)
+        require_number("--max-hidden-dim", self.max_hidden_dim, 4)
+        require_number("--max-occupancy-resolution", self.max_occupancy_resolution, 4)
+        require_number("--min-step-size", self.min_step_size, 0)
         require_number("--min-free-bytes", self.min_free_bytes, 0)
 
 
@@ -73,10 +91,23 @@ def check_config(config: GenerateConfig, limits: LimitsConfig) -> None:
             grid.n_levels * grid.n_features * 2**grid.log2_table_size * options.particles,
             limits.max_field_values,
         ),
+        ("--hidden-dim", grid.hidden_dim, limits.max_hidden_dim),
+        (
+            "--occupancy-resolution",
+            options.occupancy_resolution,
+            limits.max_occupancy_resolution,
+        ),
+        ("--perturbations", options.perturbations, limits.max_perturbations),
+        ("--ode-steps", options.ode_steps, limits.max_ode_steps),
+        ("--lora-rank", options.lora_rank, limits.max_lora_rank),
     )
     for name, value, most in asked:
         if value > most:
             raise LimitExceeded(f"{name} is {value}: this place allows at most {most}")
+    if options.step_size < limits.min_step_size:
+        raise LimitExceeded(
+            f"--step-size is {options.step_size}: this place allows at least {limits.min_step_size}"
+        )
     if options.target != "mesh":
         raise LimitExceeded(
             f"--target is {options.target}: jobs make meshes, give sds3d generate for anything else"

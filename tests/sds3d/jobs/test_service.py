@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from sds3d.config import GenerateConfig, MeshConfig
+from sds3d.batch.run import _limits as batch_limits
+from sds3d.config import GenerateConfig, MeshConfig, PresetName
 from sds3d.errors import ConfigError, OutputError, TeacherError
 from sds3d.jobs import limits as limits_module
 from sds3d.jobs.errors import DiskLow, JobError, LimitExceeded, QueueFull, UnknownJob
-from sds3d.jobs.limits import LimitsConfig
+from sds3d.jobs.limits import LimitsConfig, check_config
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import State
 from sds3d.optimize_config import FieldOptions, OptimizeConfig, RefineOptions
+from sds3d.presets import PRESETS, generate_config
 
 MakeConfig = Callable[..., GenerateConfig]
 
@@ -34,6 +36,21 @@ MakeConfig = Callable[..., GenerateConfig]
             {"optimize": OptimizeConfig(field=FieldOptions(n_levels=32, log2_table_size=24))},
             "--log2-table-size",
         ),
+        (
+            {"optimize": OptimizeConfig(field=FieldOptions(hidden_dim=1024))},
+            "--hidden-dim is 1024: this place allows at most 256",
+        ),
+        (
+            {"optimize": OptimizeConfig(occupancy_resolution=512)},
+            "--occupancy-resolution is 512: this place allows at most 128",
+        ),
+        (
+            {"optimize": OptimizeConfig(step_size=0.001)},
+            "--step-size is 0.001: this place allows at least 0.01",
+        ),
+        ({"optimize": OptimizeConfig(perturbations=64)}, "--perturbations is 64: .* at most 16"),
+        ({"optimize": OptimizeConfig(ode_steps=100)}, "--ode-steps is 100: .* at most 50"),
+        ({"optimize": OptimizeConfig(lora_rank=1024)}, "--lora-rank is 1024: .* at most 64"),
         ({"teacher": "elsewhere"}, "--teacher is 'elsewhere': this place allows toybox"),
     ],
 )
@@ -45,6 +62,41 @@ def test_what_is_too_large_is_refused_by_name(
         with pytest.raises(LimitExceeded, match=named):
             service.submit(make_config(**fields))
         assert service.jobs() == []
+
+
+@pytest.mark.parametrize("name", ["fast", "balanced", "quality"])
+def test_no_measured_preset_is_too_large_for_the_app(name: PresetName) -> None:
+    check_config(generate_config(name, prompt="a red mushroom"), LimitsConfig())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_keeps_to_the_limits_that_are_no_sizes(name: PresetName) -> None:
+    """The recipes are long, and for large teachers; in all else they are usual."""
+    large = LimitsConfig(
+        max_steps=10**6,
+        max_render_resolution=2048,
+        max_field_values=2**40,
+        max_mesh_resolution=1024,
+    )
+    check_config(generate_config(name, prompt="a red mushroom"), large)
+
+
+def test_a_batch_is_limited_in_nothing_but_the_disk(make_config: MakeConfig) -> None:
+    field = FieldOptions(n_levels=32, n_features=8, log2_table_size=24, hidden_dim=1024)
+    most = OptimizeConfig(
+        steps=10**6,
+        views_per_step=64,
+        resolutions=(1024,),
+        resolution_milestones=(),
+        perturbations=64,
+        ode_steps=100,
+        lora_rank=1024,
+        step_size=0.001,
+        occupancy_resolution=512,
+        field=field,
+    )
+    mesh = MeshConfig(max_faces=10**7, texture_size=8192, mesh_resolution=1024)
+    check_config(make_config(optimize=most, mesh=mesh), batch_limits())
 
 
 def test_continuations_are_limited_too(
