@@ -52,10 +52,11 @@ def refine_checkpoint(folder: Path, on_event: Listener) -> CheckpointFile:
     return CheckpointFile(folder / REFINE_FOLDER, on_event)
 
 
-def check_refine_teacher(config: GenerateConfig) -> None:
+def check_refine_teacher(config: GenerateConfig, *, fetch: bool = True) -> None:
     """Raise TeacherError where a second stage is asked for whose teacher is not here and whole.
 
-    Nor of a kind that is no teacher. Before the first stage is spent. Imports nothing heavy.
+    Nor of a kind that is no teacher. Before the first stage is spent. `fetch` is as for
+    `teacher_folder`. Imports nothing heavy.
     """
     name = config.optimize.refine.refine_teacher
     if config.optimize.refine.refine_steps == 0 or not name:
@@ -65,7 +66,7 @@ def check_refine_teacher(config: GenerateConfig) -> None:
     from .teachers import look_at, require_kind
 
     try:
-        folder = look_at(name)
+        folder = look_at(name, fetch=fetch)
         require_kind(folder)
         folder.require_complete()
     except (TeacherError, TeacherWeightsError) as error:

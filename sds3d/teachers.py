@@ -82,11 +82,12 @@ class ReadsPrompts(Protocol):
     def check_prompt(self, prompt: str) -> Reading: ...
 
 
-def teacher_folder(name: TeacherName) -> Path:
+def teacher_folder(name: TeacherName, *, fetch: bool = True) -> Path:
     """The folder of a named teacher, or `name` itself where it is a teacher's folder.
 
     An id of a hub is looked up among the files that are on this machine, and fetched only where
-    the user's config allows it. Imports nothing heavy. Raises TeacherError where there is none.
+    the user's config allows it, and `fetch`. Imports nothing heavy. Raises TeacherError where there
+    is none.
     """
     if name in (EMBEDDED, GUIDED):
         folder = TOYBOX_FOLDER if name == EMBEDDED else GUIDED_FOLDER
@@ -109,41 +110,45 @@ def teacher_folder(name: TeacherName) -> Path:
     except TeacherWeightsError as error:
         raise TeacherError(str(error)) from error
     if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
-        return _from_hub(name, source, allow_download=user.allow_download)
+        return _from_hub(name, source, allowed=user.allow_download, fetch=fetch)
     raise TeacherError(
         f"--teacher is {name!r}: give {EMBEDDED}, {GUIDED}, {', '.join(PRESETS)}, an id such as "
         f"{PRESETS['sd21']}, or a folder in the diffusers format"
     )
 
 
-def _from_hub(name: TeacherName, model_id: str, *, allow_download: bool) -> Path:
+def _from_hub(name: TeacherName, model_id: str, *, allowed: bool, fetch: bool) -> Path:
     import huggingface_hub
 
+    downloads = allowed and fetch
     try:
         return Path(
             huggingface_hub.snapshot_download(
                 model_id,
-                local_files_only=not allow_download,
+                local_files_only=not downloads,
                 allow_patterns=list(READ_FILES),
                 ignore_patterns=list(UNREAD_FILES),
             )
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if allow_download else "not on this machine"
+        reason = str(error).strip().splitlines()[0] if downloads else "not on this machine"
+        permission = "let sds3d generate fetch them"
+        if not allowed:
+            permission = f"set allow_download = true in {config_path()}"
         raise TeacherError(
             f"the weights of {name} ({model_id}) cannot be had ({reason}): fetch them with "
-            f"`hf download {model_id}` where there is a network, set allow_download = true in "
-            f"{config_path()}, or name their folder there under [teachers]"
+            f"`hf download {model_id}` where there is a network, {permission}, or name their "
+            f"folder under [teachers] in {config_path()}"
         ) from error
 
 
-def look_at(name: TeacherName) -> TeacherFolder:
+def look_at(name: TeacherName, *, fetch: bool = True) -> TeacherFolder:
     """What lies in a teacher's folder, complete or not, without loading it.
 
     Raises TeacherError where there is none.
     """
     try:
-        return read_folder(teacher_folder(name))
+        return read_folder(teacher_folder(name, fetch=fetch))
     except TeacherWeightsError as error:
         raise TeacherError(str(error)) from error
 

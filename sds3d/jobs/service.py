@@ -65,7 +65,8 @@ class JobService:
 
         With `pause_at` it is stopped after that step of its plan, before a mesh is made, and goes
         on when it is continued. Raises LimitExceeded, QueueFull, DiskLow, ConfigError for a pause
-        that is not within the plan, and TeacherError for a teacher that is not here.
+        that is not within the plan, and TeacherError for a teacher that is not here,
+        for none is fetched.
         """
         config = dataclasses.replace(config, out=self.out)
         check_config(config, self.limits)
@@ -74,8 +75,9 @@ class JobService:
                 f"a pause after step {pause_at} is not within --steps "
                 f"{config.optimize.total_steps}: choose fewer steps before the pause"
             )
-        teacher_folder(config.teacher)
-        check_refine_teacher(config)
+        # Whoever asks waits for the answer, and a download takes minutes.
+        teacher_folder(config.teacher, fetch=False)
+        check_refine_teacher(config, fetch=False)
         check_disk(self.out, self.limits)
         return self.store.submit(
             config,

@@ -12,6 +12,7 @@ from sds3d.config import required_prompt
 from sds3d.errors import ConfigError, Sds3dError
 from sds3d.jobs.states import State
 from sds3d.preview import PreviewConfig
+from sds3d.teachers import teacher_folder
 from sds3d.ui import examples, pieces
 from sds3d.ui.desk import Desk, Wish
 from sds3d.ui.form import FIELDS, Form, form_of, whole, wish_of_form
@@ -133,6 +134,8 @@ class TextTo3D:
     def _known_teacher(self, teacher: str) -> str:
         if not self.any_teacher and teacher not in self.teachers:
             raise ConfigError(f"the teacher is {teacher[:80]!r}: give one of {self.teachers}")
+        # The process that draws must not spend its time on a download.
+        teacher_folder(teacher, fetch=False)
         return teacher
 
     def _changes(self, shown: Look, seen: Seen) -> list[Any]:

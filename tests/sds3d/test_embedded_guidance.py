@@ -182,7 +182,7 @@ def test_a_preview_is_refused_before_anything_is_drawn(
     from sds3d import teachers
 
     monkeypatch.setattr(preview, "draw_views", lambda *_: pytest.fail("nothing may be drawn"))
-    monkeypatch.setattr(teachers, "teacher_folder", lambda _: tmp_path)
+    monkeypatch.setattr(teachers, "teacher_folder", lambda _, **__: tmp_path)
     monkeypatch.setattr(teachers, "load_teacher", lambda *_: OnePass())
     config = preview.PreviewConfig(
         prompt="a mug", teacher="toybox-guided", guidance_scale=20.0, device="cpu", out=tmp_path

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from sds3d.batch.run import _limits as batch_limits
@@ -18,6 +19,7 @@ from sds3d.jobs.service import JobService
 from sds3d.jobs.states import State
 from sds3d.optimize_config import FieldOptions, OptimizeConfig, RefineOptions
 from sds3d.presets import PRESETS, generate_config
+from sds3d.teachers import teacher_folder
 
 MakeConfig = Callable[..., GenerateConfig]
 
@@ -174,6 +176,31 @@ def test_what_cannot_be_is_refused_before_it_waits(
         with pytest.raises(UnknownJob):
             ask("nope")
     assert issubclass(UnknownJob, JobError)
+
+
+def test_nothing_is_fetched_while_somebody_waits_for_the_answer(
+    service: JobService, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tmp_path / "config" / "sds3d"
+    settings.mkdir(parents=True)
+    (settings / "config.toml").write_text("allow_download = true\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(settings.parent))
+    asked: list[bool] = []
+
+    def snapshot_download(_: str, *, local_files_only: bool, **__: Any) -> str:
+        asked.append(local_files_only)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    refine = RefineOptions(refine_steps=5, refine_teacher="some/teacher")
+    for fields in ({"teacher": "some/teacher"}, {"optimize": OptimizeConfig(refine=refine)}):
+        with pytest.raises(TeacherError, match=r"not on this machine.*hf download some/teacher"):
+            service.submit(make_config(**fields))
+    assert asked == [True, True]
+    # The command line waits for itself.
+    with pytest.raises(TeacherError, match="no network here"):
+        teacher_folder("some/teacher")
+    assert asked == [True, True, False]
 
 
 def test_a_job_writes_below_its_own_place_whatever_it_asks(
