@@ -131,9 +131,9 @@ class Race:
         return self._changes(standing(self.desk, _ids(race)), seen or {})
 
     def load(self, race: str, seen: Seen | None) -> list[Any]:
-        """The race that an address names."""
+        """The race that an address names: what changed since `seen`, nothing on a new page."""
         try:
-            return [race, gr.skip(), *self.refresh(race, {})]
+            return [race, gr.skip(), *self.refresh(race, seen)]
         except Sds3dError as error:
             return ["", pieces.notice(str(error)), *self.refresh("", {})]
 

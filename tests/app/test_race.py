@@ -120,6 +120,11 @@ def test_an_address_brings_a_race_back_and_its_end_keeps_what_is_ready(
     kept, _, panel, cards, *_ = race.load(text, {})
     assert (kept, panel["visible"]) == (text, True)
     assert cards.count("<article") == 2
+    *_, timer, seen = race.load(text, {})
+    assert timer == {"active": True, "__type__": "update"}
+    # The next look sends what changed, which is nothing yet.
+    _, said, *same, timer, seen = race.load(text, seen)
+    assert all(update == {"__type__": "update"} for update in (said, *same))
     gone, said, panel, *_ = race.load("no.such", {})
     assert (gone, panel["visible"]) == ("", False)
     assert "there is no job" in said
