@@ -14,7 +14,7 @@ import binascii
 import hmac
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from urllib.parse import unquote, urlsplit
 
@@ -54,9 +54,12 @@ _REFUSED = ("/upload", "/proxy=", "/component_server", "/dev/", "/vibe", "/workf
 """Routes of gradio below its prefix, or without one."""
 
 
-def trusted_hosts(host: str) -> frozenset[str]:
-    """The names under which a server on `host` may be asked for; addresses are judged apart."""
-    names = {"localhost", host.lower()}
+def trusted_hosts(host: str, others: Collection[str] = ()) -> frozenset[str]:
+    """The names under which a server on `host` may be asked for, those of `others` among them.
+
+    Addresses are judged apart.
+    """
+    names = {"localhost", host.lower(), *(name.lower().strip("[]") for name in others)}
     if not is_loopback(host):
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
     return frozenset(names)
@@ -65,12 +68,15 @@ def trusted_hosts(host: str) -> frozenset[str]:
 class Guard:
     """An ASGI application that lets only proper requests through to another one.
 
-    `host` is what the server listens on, `auth` USER:PASSWORD or None.
+    `host` is what the server listens on, `trusted` are further names of it, `auth` USER:PASSWORD
+    or None.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str, auth: str | None) -> None:
+    def __init__(
+        self, app: ASGIApp, *, host: str, auth: str | None, trusted: Collection[str] = ()
+    ) -> None:
         self._app = app
-        self._hosts = trusted_hosts(host)
+        self._hosts = trusted_hosts(host, trusted)
         self._is_local = is_loopback(host)
         self._auth = None if auth is None else auth.encode()
 

@@ -19,7 +19,7 @@ from sds3d.jobs.limits import LimitsConfig
 from sds3d.jobs.service import JobService
 from sds3d.jobs.supervisor import WORKER_COMMAND, Supervisor
 from sds3d.teachers import EMBEDDED
-from sds3d.ui.config import AppConfig, is_loopback
+from sds3d.ui.config import AppConfig
 from sds3d.ui.desk import Desk
 from sds3d.ui.processes import COMMAND, Processes
 from sds3d.ui.trainings import Trainings
@@ -53,8 +53,7 @@ def serving(
     `worker_command` and `command` take the place of the program's own processes. Raises
     StoreInUse where another server has the folder, and OutputError where the port is taken.
     """
-    local = is_loopback(config.host)
-    limits = limits or LimitsConfig(teachers=None if local else (EMBEDDED,))
+    limits = limits or LimitsConfig(teachers=None if config.is_local else (EMBEDDED,))
     with contextlib.ExitStack() as stack:
         # First, because it is what most likely fails.
         listening = stack.enter_context(_listen(config))
@@ -112,7 +111,7 @@ def make_asgi(config: AppConfig, desk: Desk, trainings: Trainings) -> ASGIApp:
     )
     # Only then does gradio check which files a request may speak of.
     demo.has_launched = True
-    return Guard(mounted, host=config.host, auth=config.auth)
+    return Guard(mounted, host=config.host, auth=config.auth, trusted=config.trusted_host)
 
 
 def run(config: AppConfig, announce: Callable[[str], None], must_end: Callable[[], bool]) -> None:

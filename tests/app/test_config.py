@@ -29,6 +29,28 @@ def test_a_password_is_whole_and_is_not_repeated(auth: str) -> None:
     assert "tell-nobody" not in str(raised.value)
 
 
+def test_names_by_which_others_come_need_a_password_and_are_names() -> None:
+    with pytest.raises(ConfigError, match=r"--trusted-host .*--auth"):
+        AppConfig(trusted_host=("mesh.example.org",))
+    served = AppConfig(trusted_host=("mesh.example.org",), auth="ann:secret")
+    assert not served.is_local
+    assert AppConfig().is_local
+    assert AppConfig(trusted_host=("localhost",)).is_local
+    for name in ("https://mesh.example.org", "mesh.example.org:443", "", "a b", "*", "a/b"):
+        with pytest.raises(ConfigError, match=r"--trusted-host is .* without a port"):
+            AppConfig(trusted_host=(name,), auth="ann:secret")
+
+
+def test_the_flag_of_a_trusted_name_may_be_given_several_times(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    served: list[AppConfig] = []
+    monkeypatch.setattr("sds3d.ui.serve.run", lambda config, *_: served.append(config))
+    words = ["--auth", "ann:secret", "--trusted-host", "a.example", "--trusted-host", "b.example"]
+    main(["app", "--out", str(tmp_path), *words])
+    assert served[0].trusted_host == ("a.example", "b.example")
+
+
 def test_the_command_line_refuses_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,11 +21,13 @@ from sds3d.ui.serve import Served
 HOST = "127.0.0.1:7860"
 
 
-def _guard(host: str = "127.0.0.1", auth: str | None = None) -> Guard:
+def _guard(
+    host: str = "127.0.0.1", auth: str | None = None, trusted: tuple[str, ...] = ()
+) -> Guard:
     async def nothing(*_: Any) -> None:
         raise AssertionError
 
-    return Guard(nothing, host=host, auth=auth)
+    return Guard(nothing, host=host, auth=auth, trusted=trusted)
 
 
 def _status(guard: Guard, path: str = "/config", method: str = "GET", **headers: str) -> int:
@@ -56,6 +58,17 @@ def test_an_open_server_answers_to_its_numbers_and_not_to_any_name() -> None:
     guard = _guard("0.0.0.0")
     assert _status(guard, host="192.168.1.7:7860") == 200
     assert _status(guard, host="evil.example") == 421
+
+
+@pytest.mark.parametrize("listens", ["127.0.0.1", "0.0.0.0"])
+def test_a_name_that_is_trusted_is_answered_and_no_other_that_looks_like_it(listens: str) -> None:
+    guard = _guard(listens, trusted=("Mesh.example.org", "other.example"))
+    for host in ("mesh.example.org", "MESH.example.org:443", "other.example"):
+        assert _status(guard, host=host) == 200
+        assert _status(guard, host=host, origin=f"https://{host}") == 200
+        assert _status(guard, "/config", "POST", host=host, origin="https://evil.example") == 403
+    for host in ("evil.example", "example.org", "mesh.example.org.evil.example"):
+        assert _status(guard, host=host) == 421
 
 
 @pytest.mark.parametrize(
