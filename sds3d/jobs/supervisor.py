@@ -69,7 +69,6 @@ class Supervisor:
         *,
         workers: int = 1,
         command: Sequence[str] = WORKER_COMMAND,
-        options: Sequence[str] = (),
         now: Callable[[], float] = time.monotonic,
         stale_seconds: float = STALE_SECONDS,
     ) -> None:
@@ -77,7 +76,7 @@ class Supervisor:
         self.out = out
         self._store_trouble: str | None = None
         self.log = store.path.with_name("workers.log")
-        self._command = (*command, *options)
+        self._command = tuple(command)
         self._slots = [_Slot() for _ in range(workers)]
         self._now = now
         self._stale_seconds = stale_seconds

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sds3d.errors import EXIT_INTERNAL, EXIT_OK, Sds3dError
-from sds3d.jobs.limits import LimitsConfig
 from sds3d.jobs.running import Bench, Running
 from sds3d.jobs.store import Store
 from sds3d.signals import Stop
@@ -112,11 +111,7 @@ def main(words: Sequence[str] | None = None, *, bench: Bench | None = None) -> i
     parser.add_argument("--out", type=Path, required=True, help="where the run folders are")
     parser.add_argument("--name", required=True, help="a name that no other worker has")
     parser.add_argument("--parent", type=int, help="the process to end with")
-    parser.add_argument("--min-free-bytes", type=int, help="space that a run needs to begin")
     given = parser.parse_args(words)
-    limits = LimitsConfig()
-    if given.min_free_bytes is not None:
-        limits = LimitsConfig(min_free_bytes=given.min_free_bytes)
     stop = Stop()
     try:
         with stop.listening(), Store(given.store) as store:
@@ -124,7 +119,7 @@ def main(words: Sequence[str] | None = None, *, bench: Bench | None = None) -> i
                 store,
                 given.out,
                 name=given.name,
-                bench=bench or Bench(limits=limits),
+                bench=bench,
                 is_orphaned=lambda: given.parent is not None and os.getppid() != given.parent,
             ).run(stop)
     except KeyboardInterrupt:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import gradio as gr
 
 from sds3d.teachers import EMBEDDED
@@ -28,7 +26,6 @@ def build_app(
     trainings: Trainings,
     *,
     catalogue: Catalogue | None = None,
-    teachers: Sequence[str] = (EMBEDDED,),
     any_teacher: bool = False,
 ) -> gr.Blocks:
     """The page of a desk. With `any_teacher`, visitors may name a teacher's folder."""
@@ -37,7 +34,7 @@ def build_app(
         # First, so that its names are not taken by handlers of the page.
         Api(desk).build()
         gr.Markdown(HEAD, elem_id="head")
-        text = TextTo3D(desk, list(teachers), any_teacher=any_teacher)
+        text = TextTo3D(desk, [EMBEDDED], any_teacher=any_teacher)
         with gr.Tabs() as tabs:
             with gr.Tab("Text to 3D", id=TEXT_TAB):
                 text.build(demo)
