@@ -3,9 +3,11 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,6 +53,61 @@ def pictures() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The system's Chromium under Playwright; the test is skipped where one of them is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    chromium = next(filter(None, found), None)
+    if chromium is None:
+        pytest.skip("no Chromium found on this machine")
+    with sync_api.sync_playwright() as playwright:
+        # The viewer needs WebGL, here drawn in software.
+        flags = ["--no-sandbox", "--enable-unsafe-swiftshader"]
+        made = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield made
+        made.close()
+
+
+@dataclass
+class Faults:
+    """What a page must not do: have an error, or ask for anything of another server.
+
+    While `is_away` is set, the server is not there, and that the page says so is no fault.
+    """
+
+    found: list[str] = field(default_factory=list)
+    is_away: bool = False
+
+    def watch(self, page: Any, url: str) -> None:
+        """Note the faults of a page of the server at `url`, from now on."""
+        page.on("console", self._of_console)
+        page.on("pageerror", lambda error: self._note(str(error)))
+        page.on("request", lambda request: self._of_request(request, url))
+
+    def _note(self, text: str) -> None:
+        if not self.is_away:
+            self.found.append(text)
+
+    def _of_console(self, message: Any) -> None:
+        # Without a graphics card the viewer reports that it must do with WebGL, as an error.
+        viewers_own = message.text.startswith("BJS - ") and "WebGPU" in message.text
+        if message.type == "error" and not viewers_own:
+            self._note(message.text)
+
+    def _of_request(self, request: Any, url: str) -> None:
+        if not request.url.startswith((url, "data:", "blob:")):
+            self.found.append(f"a request to {request.url}")
+
+
+@pytest.fixture
+def faults() -> Iterator[Faults]:
+    """Those of the pages that a test has watched; there may be none in the end."""
+    noted = Faults()
+    yield noted
+    assert noted.found == []
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,6 @@ from PIL import Image
 from sds3d.jobs.limits import LimitsConfig
 from sds3d.ui.config import AppConfig
 from sds3d.ui.serve import Served, serving
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found on this machine")
 
 PATIENCE_MS = 60_000
 WORKER = (sys.executable, str(Path(__file__).parent / "worker_with_pictures.py"))
@@ -37,27 +30,17 @@ def real(tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
-def page(real: Served) -> Iterator[Any]:
+def page(browser: Any, real: Served, faults: Any) -> Iterator[Any]:
     """The distillation tab; in the end it may have had no error and asked for nothing elsewhere."""
-    faults: list[str] = []
-
-    def of_request(request: Any) -> None:
-        if not request.url.startswith((real.url, "data:", "blob:")):
-            faults.append(f"a request to {request.url}")
-
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(PATIENCE_MS)
-        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", of_request)
-        page.goto(real.url)
-        page.click("button[role=tab]:has-text('Distillation')")
-        page.wait_for_selector(".taxonomy .method")
-        yield page
-        browser.close()
-    assert faults == []
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    faults.watch(page, real.url)
+    page.goto(real.url)
+    page.click("button[role=tab]:has-text('Distillation')")
+    page.wait_for_selector(".taxonomy .method")
+    yield page
+    context.close()
 
 
 def _picture(page: Any, selector: str) -> np.ndarray:
