@@ -83,7 +83,7 @@ class Warning(_Event):
 
 @dataclass(frozen=True)
 class Health(_Event):
-    """The state of the field in plain words (empty, fog, fills its space; or none of these any more).
+    """The state of the field in plain words (empty, fog, fills its space; or none any more).
 
     It is judged every `HEALTH_INTERVAL` steps, and told of when it changes.
     """

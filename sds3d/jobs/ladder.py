@@ -78,8 +78,3 @@ def _smaller_mesh(config: GenerateConfig, _: int | None) -> Rung | None:
         texture_size=min(512, mesh.texture_size),
     )
     return dataclasses.replace(config, mesh=smaller), "a coarser mesh and a smaller texture"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the system or the device had no memory left."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

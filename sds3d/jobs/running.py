@@ -13,14 +13,23 @@ from typing import Any
 from sds3d.config import DeviceName, GenerateConfig, TeacherName
 from sds3d.config_json import folder_name
 from sds3d.device import resolve_device
-from sds3d.errors import ConfigError, EmptyField, Interrupted, PromptError, RunLocked, Sds3dError
+from sds3d.errors import (
+    ConfigError,
+    EmptyField,
+    Interrupted,
+    PromptError,
+    RunLocked,
+    Sds3dError,
+    TooLittleMemory,
+    is_out_of_memory,
+)
 from sds3d.events import Event, Listener, Preview, Stage
 from sds3d.generate import Generated, Parts, Teacher, generate, made_every_step, standard_parts
 from sds3d.jobs.errors import StoreError
 from sds3d.jobs.folders import carry_over, discard_begun
 from sds3d.jobs.job import Job
 from sds3d.jobs.journal import Journal
-from sds3d.jobs.ladder import is_out_of_memory, next_rung
+from sds3d.jobs.ladder import next_rung
 from sds3d.jobs.limits import LimitsConfig, check_disk
 from sds3d.jobs.previews import Previewer, Ration
 from sds3d.jobs.states import Request, State
@@ -112,6 +121,8 @@ class Running:
         except EmptyField as error:
             stopped = self._watch.request is Request.STOP
             self._end(State.STOPPED if stopped else State.FAILED, error)
+        except TooLittleMemory:
+            exhausted = True
         except Sds3dError as error:
             self._end(State.FAILED, error)
         except Exception as error:
