@@ -149,20 +149,31 @@ def _run(
     """One prompt's mesh, made or found, and its figures."""
     try:
         made = _generate(asked, config, parts, on_event, should_stop)
+        generated = time.perf_counter()
+        mesh = made.folder / "mesh.glb"
+        measured = judge.measure(asked.spec, mesh)
     except Interrupted as error:
         raise EvaluationInterrupted(config.out) from error
-    except (BadInput, MemoryError):
-        raise
     except Exception as error:  # whatever goes wrong with one prompt is a miss, and is said
-        on_event(Warning(f"{asked.prompt}: {error}"))
-        problem = f"{type(error).__name__}: {error}"
+        shortage = _shortage(error)
+        if isinstance(error, BadInput) and shortage is None:
+            raise
+        error = shortage or error
+        # A MemoryError, among others, has no text of its own.
+        reason = str(error) or type(error).__name__
+        on_event(Warning(f"{asked.prompt}: {reason}"))
+        problem = f"{type(error).__name__}: {error}" if str(error) else reason
         return Row(asked=asked, measured=judge.missing(asked.spec, problem), seconds={}), None
-    generated = time.perf_counter()
-    mesh = made.folder / "mesh.glb"
-    measured = judge.measure(asked.spec, mesh)
     seconds = {name: float(value) for name, value in made.result["seconds"].items()}
     seconds["evaluate"] = time.perf_counter() - generated
     return Row(asked=asked, measured=measured, seconds=seconds), mesh if mesh.exists() else None
+
+
+def _shortage(error: Exception) -> BaseException | None:
+    """The error of memory that did not suffice, itself or behind one for a single run."""
+    found = error.__cause__ or error
+    is_one = isinstance(found, MemoryError) or type(found).__name__ == "OutOfMemoryError"
+    return found if is_one else None
 
 
 def _generate(

@@ -17,7 +17,7 @@ from sds3d.errors import EXIT_OK, EXIT_SIGINT, ConfigError, Interrupted
 from sds3d.evaluate import run as evaluation
 from sds3d.evaluate.config import EvaluateConfig
 from sds3d.evaluate.exact import exact_mesh, exact_solid
-from sds3d.evaluate.measure import Measured
+from sds3d.evaluate.measure import Judge, Measured
 from sds3d.evaluate.prompts import draw_prompts
 from sds3d.evaluate.references import References
 from sds3d.evaluate.run import evaluate
@@ -25,6 +25,7 @@ from sds3d.evaluate.summary import Row, figures, quality, seconds_by_stage
 from sds3d.events import Event, Listener, Stage, Warning
 from sds3d.export import export_mesh
 from sds3d.generate import Parts
+from sds3d.toybox.scenes import SceneSpec
 
 pytest.importorskip("embreex")
 
@@ -122,6 +123,44 @@ def test_perfect_meshes_get_perfect_figures_and_a_miss_counts(
     assert all((tmp_path / row["mesh"]).is_file() for row in others)
     with Image.open(summary["picture"]) as picture:
         assert picture.width > picture.height > 100
+
+
+def test_memory_that_is_short_and_a_mesh_that_cannot_be_measured_are_misses(
+    references: References,
+    tmp_path: Path,
+    heard: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exhausted, unmeasured = ASKED[0], ASKED[1]
+    works = Works()
+    optimize, measure = works._optimize, Judge.measure
+
+    def starve(config: GenerateConfig, teacher: Any, **how: Any) -> Any:
+        if config.prompt == exhausted.prompt:
+            raise MemoryError
+        return optimize(config, teacher, **how)
+
+    def stumble(self: Judge, spec: SceneSpec, path: Path) -> Measured:
+        if spec == unmeasured.spec:
+            raise ValueError("a surface without points")
+        return measure(self, spec, path)
+
+    monkeypatch.setattr(works, "_optimize", starve)
+    monkeypatch.setattr(Judge, "measure", stumble)
+    config = _config(tmp_path, baselines=False)
+    summary = evaluate(config, heard.append, parts=works.parts(), references=references)
+    assert summary["all"]["prompts"] == PROMPTS
+    assert summary["all"]["r_precision"] == summary["all"]["valid"] == (PROMPTS - 2) / PROMPTS
+    assert [event.text for event in heard if isinstance(event, Warning)] == [
+        f"{exhausted.prompt}: MemoryError",
+        f"{unmeasured.prompt}: a surface without points",
+    ]
+    rows = {row["prompt"]: row for row in json.loads(Path(summary["report"]).read_text())["rows"]}
+    assert rows[exhausted.prompt]["problem"] == "MemoryError"
+    assert rows[unmeasured.prompt]["problem"] == "ValueError: a surface without points"
+    for one in (exhausted, unmeasured):
+        assert rows[one.prompt]["mesh"] is None
+        assert rows[one.prompt]["seconds"] == {}
 
 
 def test_finished_meshes_are_not_made_again(references: References, tmp_path: Path) -> None:
