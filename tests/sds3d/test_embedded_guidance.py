@@ -93,7 +93,8 @@ def test_one_pass_gives_the_gradient_of_two(method: Any, scale: float) -> None:
     expected = gradient(two, method=method, guidance_scale=scale)
     found = gradient(one, method=method, guidance_scale=scale)
     torch.testing.assert_close(found, expected)
-    assert two.calls == 2 * one.calls > 0
+    # At scale 1 there is nothing that the second pass would change.
+    assert two.calls == (1 if scale == 1 else 2) * one.calls > 0
     assert expected.norm() > 0.1
 
 
