@@ -174,6 +174,7 @@ PUBLIC = {
     },
     "core.solvers.adaptive_sde": {"AdaptiveSDEConfig", "AdaptiveSample", "sample_adaptive"},
     "core.solvers.analytic_dpm": {"AnalyticDPM", "x0_variance"},
+    "core.solvers.ancestral": {"require_denoising"},
     "core.solvers.ddim": {"DDIM", "ddim_coefficients", "ddim_step"},
     "core.solvers.ddpm": {"DDPM", "transition_variance"},
     "core.solvers.deis": {"DEIS"},
