@@ -75,11 +75,13 @@ def browser() -> Iterator[Any]:
 class Faults:
     """What a page must not do: have an error, or ask for anything of another server.
 
-    While `is_away` is set, the server is not there, and that the page says so is no fault.
+    While `is_away` is set, the server is not there, and that the page says so is no fault; with
+    `was_away`, neither is that a connection was refused, which the browser may tell of later.
     """
 
     found: list[str] = field(default_factory=list)
     is_away: bool = False
+    was_away: bool = False
 
     def watch(self, page: Any, url: str) -> None:
         """Note the faults of a page of the server at `url`, from now on."""
@@ -88,7 +90,8 @@ class Faults:
         page.on("request", lambda request: self._of_request(request, url))
 
     def _note(self, text: str) -> None:
-        if not self.is_away:
+        is_late = self.was_away and "net::ERR_CONNECTION_REFUSED" in text
+        if not self.is_away and not is_late:
             self.found.append(text)
 
     def _of_console(self, message: Any) -> None:

@@ -120,7 +120,7 @@ def test_a_page_finds_its_job_after_the_server_was_restarted(
         job_id = _ask_for(page, "a blue mushroom", 300)
         page.wait_for_selector("img.growing")
         at_most = first.desk.service.get(job_id).step
-        faults.is_away = True
+        faults.is_away = faults.was_away = True
     with serve(tmp_path, int(address.rstrip("/").rsplit(":", 1)[1])) as second:
         page.reload()
         faults.is_away = False
