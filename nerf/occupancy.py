@@ -7,7 +7,8 @@ repeated to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import nerfacc
@@ -96,10 +97,15 @@ class OccupancyGrid(nn.Module):
         worth = 1 + self.config.density_threshold
 
         def finite_density(points: Tensor) -> Tensor:
-            return density(points).nan_to_num(nan=worth, posinf=worth)[:, None]
+            with _deterministic(before):
+                return density(points).nan_to_num(nan=worth, posinf=worth)[:, None]
 
+        # After the warm-up a cell may be drawn twice, each time with a point of its own; among
+        # threads it is chance which is remembered, unless torch is told to write in order.
+        before = torch.are_deterministic_algorithms_enabled()
         # The estimator draws from torch's global generators; they are put back as they were.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), _deterministic(True):
             torch.manual_seed(seed)
             self.estimator.train()
             self.estimator.update_every_n_steps(
@@ -110,3 +116,15 @@ class OccupancyGrid(nn.Module):
                 warmup_steps=self.config.warmup_steps,
                 n=self.config.update_every,
             )
+
+
+@contextmanager
+def _deterministic(enabled: bool) -> Iterator[None]:
+    """torch's deterministic algorithms on or off, and afterwards as they were."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(enabled, warn_only=warns)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)

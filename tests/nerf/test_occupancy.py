@@ -150,3 +150,27 @@ def test_a_density_that_is_not_finite_stays_in_sight_and_is_forgotten_once_mende
 def test_bad_settings_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         OccupancyConfig(**arguments)
+
+
+def test_a_cell_that_is_drawn_twice_remembers_the_same_whatever_the_threads():
+    # Every point has a density of its own, so it shows which of two was written last.
+    def rough(points: torch.Tensor) -> torch.Tensor:
+        return (points * 1e4).sin().sum(dim=-1).abs()
+
+    def remembered(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        g = torch.Generator().manual_seed(0)
+        # Large enough for torch to divide the writing among threads.
+        grid = OccupancyGrid(CUBE, OccupancyConfig(resolution=64, warmup_steps=0))
+        for step in range(8, 32, 8):
+            grid.update(step, rough, g)
+        return grid.remembered_density
+
+    before = torch.get_num_threads()
+    try:
+        alone, together = remembered(1), remembered(2)
+    finally:
+        torch.set_num_threads(before)
+    assert alone.any()
+    assert torch.equal(alone, together)
+    assert not torch.are_deterministic_algorithms_enabled()
