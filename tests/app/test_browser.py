@@ -41,10 +41,21 @@ def _picture(page: Any, selector: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(float)
 
 
+def _fill(page: Any, field: Any, text: str) -> None:
+    """Fill a field of a tab or an accordion, which is made anew when that opens, and forgets."""
+    field.wait_for()
+    for _ in range(20):
+        page.wait_for_timeout(300)
+        if field.input_value() == text:
+            break
+        field.fill(text)
+    field.press("Tab")
+
+
 def _ask_for(page: Any, prompt: str, steps: int) -> str:
     page.fill("#prompt textarea", prompt)
     page.click("#advanced > button")
-    page.fill("#option-steps input", str(steps))
+    _fill(page, page.locator("#option-steps input"), str(steps))
     page.click("#generate")
     page.wait_for_url(re.compile(r"\?job="))
     return str(page.url).split("job=")[1]
@@ -54,7 +65,7 @@ def test_a_prompt_becomes_a_mesh_on_the_canvas_and_a_file(
     open_page: Callable[..., Any], tmp_path: Path
 ) -> None:
     page = open_page()
-    _ask_for(page, "a red mushroom <img src=x onerror=alert(1)>", 300)
+    _ask_for(page, "a red mushroom <img src=x onerror=alert(1)>", 600)
     page.wait_for_selector("#status .running progress")
     first = page.wait_for_selector("img.growing").get_attribute("src")
     page.wait_for_function("(src) => document.querySelector('img.growing')?.src.endsWith(src) "
@@ -158,7 +169,8 @@ def test_the_gallery_finds_repeats_and_deletes(
     job = finish("a very purple mushroom")
     page = open_page()
     page.click("button[role=tab]:has-text('Gallery')")
-    page.get_by_label("Search").fill("very PURPLE")
+    page.wait_for_selector(".gallery article")
+    _fill(page, page.get_by_label("Search"), "very PURPLE")
     page.wait_for_function("() => document.querySelectorAll('.gallery article').length === 1")
     page.click("button[data-action=again]")
     page.wait_for_selector("#status .done")
