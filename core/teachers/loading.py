@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +11,6 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.utils.import_utils import is_accelerate_available
 from torch import nn
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from core.discrete_schedule import DiscreteVPSchedule
 from core.frozen import freeze
@@ -21,6 +18,7 @@ from core.prediction import Parametrisation
 from core.schedule import from_diffusers
 from core.teachers.errors import TeacherOptionError, TeacherWeightsError
 from core.teachers.folder import TeacherFolder
+from core.teachers.quiet import quiet
 from core.teachers.teacher import DTYPES, DTypeName
 
 __all__ = ["choose_dtype", "discrete_schedule", "load_model", "load_tokenizer"]
@@ -67,7 +65,7 @@ def load_model(folder: TeacherFolder, name: str, kind: type[ModelT], dtype: torc
         how |= {"dtype": dtype}
     loader: Any = kind
     try:
-        with _quiet():
+        with quiet():
             model, info = loader.from_pretrained(folder.path / name, **how)
         # Both libraries only warn of a tensor that is not in the file, and draw it at random.
         # What is left over is harmless: old files hold buffers that are now computed.
@@ -91,7 +89,7 @@ def load_tokenizer(
     """The tokenizer `name`, read as class `kind` whatever the folder would have imported."""
     folder.component(name)
     try:
-        with _quiet():
+        with quiet():
             return kind.from_pretrained(folder.path / name, local_files_only=True)
     except Exception as error:
         raise _damaged(folder, name, error) from error
@@ -134,17 +132,3 @@ def _damaged(folder: TeacherFolder, name: str, error: Exception) -> TeacherWeigh
         f"the teacher's {name} in {folder.path} is damaged or of another kind ({reason}): download "
         "or copy the folder again"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers draws a bar on stderr for every load, and a table for every fault."""
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()

@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from core.teachers.errors import TeacherWeightsError
+from core.teachers.quiet import quiet
 
 IMAGE_SIZE = 64
 PATCH = 8
@@ -277,20 +276,6 @@ def make_network(vocabulary_size: int) -> ToyboxNetwork:
     return ToyboxNetwork(make_transformer(), Refiner(), make_text_encoder(vocabulary_size))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers draws a bar on stderr for every load, and a table for every fault."""
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-
-
 def channels_last(network: ToyboxNetwork) -> ToyboxNetwork:
     """Lay the convolutions' weights out as the CPU's and GPU's fast kernels read them."""
     for parameter in network.parameters():
@@ -346,7 +331,7 @@ def load_network(folder: Path) -> tuple[ToyboxNetwork, PreTrainedTokenizerFast]:
         "output_loading_info": True,
     }
     in_diffusers = {**from_disk, "torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-    with _quiet():
+    with quiet():
         transformer = _load(
             folder / "transformer",
             lambda path: FluxTransformer2DModel.from_pretrained(path, **in_diffusers),
