@@ -93,11 +93,8 @@ def teacher_folder(name: TeacherName, *, fetch: bool = True) -> Path:
         folder = TOYBOX_FOLDER if name == EMBEDDED else GUIDED_FOLDER
         if (folder / "model_index.json").is_file():
             return folder
-        remedy = "install the package again"
-        if name == GUIDED:
-            remedy = "derive it with scripts/distill_toybox_guidance.py (it is not shipped yet)"
         raise TeacherError(
-            f"the teacher {name} is missing from {folder}: {remedy}, "
+            f"the teacher {name} is missing from {folder}: install the package again, "
             "or give another one, or a teacher's folder, with --teacher"
         )
     user = read_user_config()
