@@ -34,14 +34,14 @@ class Autoencoder:
         dtype: torch.dtype,
         checkpoint: bool,
     ) -> None:
-        vae = load_model(folder, "vae", AutoencoderKL, dtype)
+        vae = load_model(folder, "vae", AutoencoderKL, dtype, device)
         config = vae.config
         if dtype is torch.float16 and config["force_upcast"]:
             # Read again and not cast: what is lost in half precision stays lost.
-            vae = load_model(folder, "vae", AutoencoderKL, torch.float32)
+            vae = load_model(folder, "vae", AutoencoderKL, torch.float32, device)
         if checkpoint:
             vae.enable_gradient_checkpointing()
-        self.vae = vae.to(device)
+        self.vae = vae
         self.factor = 2 ** (len(config["block_out_channels"]) - 1)
         self.channels: int = config["latent_channels"]
         self.scale: float = config["scaling_factor"]

@@ -46,13 +46,12 @@ class DeepFloydIFTeacher(PretrainedTeacher):
             )
         schedule, self.given = discrete_schedule(folder)
         self.schedule, self.timestep = schedule, schedule.timestep
-        self.unet = load_unet(folder, self.dtype).to(self.device)
+        self.unet = load_unet(self)
         if self.unet.config["in_channels"] != CHANNELS:
             raise TeacherWeightsError(
                 f"the unet in {folder.path} enlarges images: give the folder of stage I, IF-I-XL, "
                 "IF-I-L or IF-I-M"
             )
-        self.slice_attention(self.unet)
         trained_at: int = self.unet.config["sample_size"]
         self.image_size = trained_at if options.image_size is None else options.image_size
         step = 2 ** (len(self.unet.config["block_out_channels"]) - 1)
@@ -81,8 +80,8 @@ class DeepFloydIFTeacher(PretrainedTeacher):
     def text_features(self, texts: list[str]) -> TextFeatures:
         """T5's states of the texts in lower case, with their padding masked in T5 alone."""
         (reader,) = self.text_readers
-        ids = self.token_ids(reader, [text.lower().strip() for text in texts])
-        return TextFeatures(tokens=self.run_text_encoder(reader, ids)["last_hidden_state"])
+        found = self.encode_text(reader, [text.lower().strip() for text in texts], masked=True)
+        return TextFeatures(tokens=found["last_hidden_state"])
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
         """Predict from x_t [B, 3, H, W], t [B]; without a conditioning, for the empty prompt."""

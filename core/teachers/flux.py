@@ -17,7 +17,6 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from core.teachers.folder import TeacherFolder
-from core.teachers.loading import load_model
 from core.teachers.lora import LoraPlaces
 from core.teachers.pretrained import LatentPretrainedTeacher, TextFeatures, TextReader
 from core.teachers.teacher import TeacherOptions
@@ -61,9 +60,7 @@ class FluxTeacher(LatentPretrainedTeacher):
     ) -> None:
         super().__init__(folder, device=device, options=options)
         self.schedule = FlowSchedule()
-        transformer = load_model(folder, "transformer", FluxTransformer2DModel, self.dtype)
-        self.transformer = transformer.to(self.device)
-        self.slice_attention(self.transformer)
+        self.transformer = self.load_network("transformer", FluxTransformer2DModel)
         self.takes_guidance: bool = self.transformer.config["guidance_embeds"]
         # The folder does not say at which size it was trained.
         self.set_image_size(IMAGE_SIZE // self.autoencoder.factor, PATCH)
@@ -94,10 +91,8 @@ class FluxTeacher(LatentPretrainedTeacher):
     def text_features(self, texts: list[str]) -> TextFeatures:
         """T5's states; CLIP's pooled state."""
         clip, t5 = self.text_readers
-        ids = {"input_ids": self.token_ids(clip, texts)["input_ids"]}
-        pooled = self.run_text_encoder(clip, ids)["pooler_output"]
-        ids = {"input_ids": self.token_ids(t5, texts)["input_ids"]}
-        tokens = self.run_text_encoder(t5, ids)["last_hidden_state"]
+        pooled = self.encode_text(clip, texts)["pooler_output"]
+        tokens = self.encode_text(t5, texts)["last_hidden_state"]
         return TextFeatures(tokens=tokens, pooled=pooled)
 
     def embedded_guidance(self, n: int) -> Tensor | None:

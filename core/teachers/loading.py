@@ -46,12 +46,22 @@ def choose_dtype(name: DTypeName, device: torch.device, published: torch.dtype) 
     return published
 
 
-def load_model(folder: TeacherFolder, name: str, kind: type[ModelT], dtype: torch.dtype) -> ModelT:
-    """The frozen component `name` of class `kind`.
+def load_model(
+    folder: TeacherFolder,
+    name: str,
+    kind: type[ModelT],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> ModelT:
+    """The frozen component `name` of class `kind` on `device`.
+
+    On torch's meta device it is an outline of its config's shapes, and no weights are read.
 
     Raises TeacherWeightsError where it is of another class, missing, incomplete or damaged.
     """
     component = folder.component(name, kind.__name__)
+    if device.type == "meta":
+        return _outline(folder, name, kind, dtype)
     how: dict[str, Any] = {
         "local_files_only": True,
         "use_safetensors": True,
@@ -80,7 +90,22 @@ def load_model(folder: TeacherFolder, name: str, kind: type[ModelT], dtype: torc
         # the parameters as they lie in the file, whatever was asked for.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
+    nn.Module.to(model, device)
     return model
+
+
+def _outline(folder: TeacherFolder, name: str, kind: type[ModelT], dtype: torch.dtype) -> ModelT:
+    maker: Any = kind
+    try:
+        with quiet(), torch.device("meta"):
+            if issubclass(kind, ModelMixin):
+                model = maker.from_config(maker.load_config(folder.path / name))
+            else:
+                model = maker(maker.config_class.from_pretrained(folder.path / name))
+    except Exception as error:
+        raise _damaged(folder, name, error) from error
+    freeze(model)
+    return nn.Module.to(model, dtype=dtype)
 
 
 def load_tokenizer(

@@ -9,8 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from core.teachers.lora import LoraDenoiser, LoraPlaces, adapt
 from core.teachers.teacher import PromptNote, TeacherOptions
 
 __all__ = ["LatentPretrainedTeacher", "PretrainedTeacher", "TextFeatures", "TextReader"]
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,8 @@ class PretrainedTeacher(ABC):
     their prompts alone.
 
     Text encoders are read at the first `encode` and can be let go after it; a later `encode` reads
-    them again.
+    them again. On torch's meta device it is an outline: the shapes of its configs without a weight,
+    by which it can be seen what a step would take.
     """
 
     published_dtype: ClassVar[torch.dtype]
@@ -81,7 +85,6 @@ class PretrainedTeacher(ABC):
         self.options = options
         self.device = torch.device(device)
         self.dtype = choose_dtype(options.dtype, self.device, self.published_dtype)
-        self.weights_sha256 = folder.sha256()
         self._text_encoders: dict[str, PreTrainedModel] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._empty: Conditioning | None = None
@@ -106,6 +109,11 @@ class PretrainedTeacher(ABC):
             found.component(reader.tokenizer)
         return teacher
 
+    @cached_property
+    def weights_sha256(self) -> str:
+        """One SHA-256 over all files that it is read from."""
+        return self.folder.sha256()
+
     @property
     @abstractmethod
     def module(self) -> nn.Module:
@@ -118,7 +126,7 @@ class PretrainedTeacher(ABC):
 
     @abstractmethod
     def text_features(self, texts: list[str]) -> TextFeatures:
-        """Features of N texts, by `text_encoder` and `token_ids`."""
+        """Features of N texts, by `encode_text`."""
 
     def negative_features(self, text: str) -> TextFeatures:
         """Features of the one text that guidance contrasts with."""
@@ -183,17 +191,33 @@ class PretrainedTeacher(ABC):
         )
         return {"input_ids": found.input_ids, "attention_mask": found.attention_mask}
 
-    def run_text_encoder(
-        self, reader: TextReader, inputs: dict[str, Tensor], **how: bool
+    def encode_text(
+        self,
+        reader: TextReader,
+        texts: list[str],
+        *,
+        masked: bool = False,
+        hidden_states: bool = False,
     ) -> dict[str, Tensor]:
-        """The encoder's outputs by name, on the teacher's device."""
+        """What the encoder says of N texts by name, on the teacher's device.
+
+        With `masked` it does not look at the padding.
+        """
+        # An outline cannot leave its device, and takes no room on it.
+        visits = self.options.offload_text_encoders and self.device.type != "meta"
         if reader.encoder not in self._text_encoders:
-            encoder = load_model(self.folder, reader.encoder, reader.encoder_class, self.dtype)
-            home = "cpu" if self.options.offload_text_encoders else self.device
-            self._text_encoders[reader.encoder] = nn.Module.to(encoder, home)
+            home = torch.device("cpu") if visits else self.device
+            self._text_encoders[reader.encoder] = load_model(
+                self.folder, reader.encoder, reader.encoder_class, self.dtype, home
+            )
         encoder = nn.Module.to(self._text_encoders[reader.encoder], self.device)
-        outputs = encoder(**{name: ids.to(self.device) for name, ids in inputs.items()}, **how)
-        if self.options.offload_text_encoders:
+        inputs = {
+            name: ids.to(self.device)
+            for name, ids in self.token_ids(reader, texts).items()
+            if masked or name == "input_ids"
+        }
+        outputs = encoder(**inputs, output_hidden_states=hidden_states)
+        if visits:
             nn.Module.to(encoder, "cpu")
         return outputs
 
@@ -215,16 +239,18 @@ class PretrainedTeacher(ABC):
         assert cond.text is not None
         return cond, cond.text.to(self.dtype)
 
-    def slice_attention(self, unet: nn.Module) -> None:
-        """Compute attention slice by slice where the options say so."""
+    def load_network(self, name: str, kind: type[NetworkT]) -> NetworkT:
+        """The denoising network, with attention slice by slice where the options say so."""
+        network = load_model(self.folder, name, kind, self.dtype, self.device)
         if self.options.attention_slicing:
-            slicing = getattr(unet, "set_attention_slice", None)
+            slicing = getattr(network, "set_attention_slice", None)
             if slicing is None:
                 raise TeacherOptionError(
                     "attention_slicing is for UNets, and this teacher is a transformer: leave it "
                     "out, or choose a smaller image_size"
                 )
             slicing("auto")
+        return network
 
 
 class LatentPretrainedTeacher(PretrainedTeacher):

@@ -52,10 +52,7 @@ class StableDiffusionTeacher(LatentPretrainedTeacher):
         super().__init__(folder, device=device, options=options)
         schedule, self.given = discrete_schedule(folder)
         self.schedule, self.timestep = schedule, schedule.timestep
-        self.unet: UNet2DConditionModel = load_unet(folder, self.dtype, self.unet_class).to(
-            self.device
-        )
-        self.slice_attention(self.unet)
+        self.unet = load_unet(self, self.unet_class)
         self.set_image_size(self.unet.config["sample_size"])
 
     @property
@@ -76,8 +73,7 @@ class StableDiffusionTeacher(LatentPretrainedTeacher):
     def text_features(self, texts: list[str]) -> TextFeatures:
         """The encoder's last states; its padding is part of what the UNet was trained on."""
         (reader,) = self.text_readers
-        ids = {"input_ids": self.token_ids(reader, texts)["input_ids"]}
-        return TextFeatures(tokens=self.run_text_encoder(reader, ids)["last_hidden_state"])
+        return TextFeatures(tokens=self.encode_text(reader, texts)["last_hidden_state"])
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
         """Predict from x_t [B, 4, h, w], t [B]; without a conditioning, for the empty prompt."""

@@ -18,7 +18,6 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from core.teachers.folder import TeacherFolder
-from core.teachers.loading import load_model
 from core.teachers.lora import LoraPlaces
 from core.teachers.pretrained import LatentPretrainedTeacher, TextFeatures, TextReader
 from core.teachers.teacher import TeacherOptions
@@ -49,9 +48,7 @@ class StableDiffusion3Teacher(LatentPretrainedTeacher):
     ) -> None:
         super().__init__(folder, device=device, options=options)
         self.schedule = FlowSchedule()
-        transformer = load_model(folder, "transformer", SD3Transformer2DModel, self.dtype)
-        self.transformer = transformer.to(self.device)
-        self.slice_attention(self.transformer)
+        self.transformer = self.load_network("transformer", SD3Transformer2DModel)
         config = self.transformer.config
         self.set_image_size(config["sample_size"], config["patch_size"])
 
@@ -87,15 +84,13 @@ class StableDiffusion3Teacher(LatentPretrainedTeacher):
         first, second, *t5 = self.text_readers
         states, pooled = [], []
         for reader in (first, second):
-            ids = {"input_ids": self.token_ids(reader, texts)["input_ids"]}
-            found = self.run_text_encoder(reader, ids, output_hidden_states=True)
+            found = self.encode_text(reader, texts, hidden_states=True)
             states.append(found["hidden_states"][-2])
             pooled.append(found["text_embeds"])
         clip = torch.cat(states, dim=-1)
         width = self.transformer.config["joint_attention_dim"]
         if t5:
-            ids = {"input_ids": self.token_ids(t5[0], texts)["input_ids"]}
-            long = self.run_text_encoder(t5[0], ids)["last_hidden_state"]
+            long = self.encode_text(t5[0], texts)["last_hidden_state"]
         else:
             long = clip.new_zeros(len(texts), T5_TOKENS, width)
         clip = F.pad(clip, (0, width - clip.shape[-1]))

@@ -47,8 +47,7 @@ class StableDiffusionXLTeacher(StableDiffusionTeacher):
         """Both encoders' last but one states side by side; the second one's projection."""
         states, pooled = [], None
         for reader in self.text_readers:
-            ids = {"input_ids": self.token_ids(reader, texts)["input_ids"]}
-            found = self.run_text_encoder(reader, ids, output_hidden_states=True)
+            found = self.encode_text(reader, texts, hidden_states=True)
             states.append(found["hidden_states"][-2])
             pooled = found.get("text_embeds", pooled)
         return TextFeatures(tokens=torch.cat(states, dim=-1), pooled=pooled)
