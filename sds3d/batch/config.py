@@ -33,9 +33,9 @@ class BatchConfig:
     shard: str = "1/1"
     """i/n: every n-th item, beginning with the i-th; n such commands make the whole list."""
     retries: int = 1
-    """How often an item is tried again whose process died."""
+    """How often an item is tried again whose process died or hung."""
     timeout: float | None = None
-    """Most seconds for one item."""
+    """Most seconds for one item; it ends with a checkpoint, to go on from with more time."""
     skip_bad: bool = False
     """Leave out lines that cannot be used, instead of stopping before anything starts."""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None

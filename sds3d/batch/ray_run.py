@@ -25,7 +25,7 @@ from sds3d.errors import BadInput, OutputError, output_error
 from sds3d.events import Listener, Warning
 from sds3d.jobs.job import Job
 from sds3d.jobs.running import LOCKED_WAIT_SECONDS, Bench
-from sds3d.jobs.states import FINISHED, State
+from sds3d.jobs.states import FINISHED
 from sds3d.jobs.store import Store
 from sds3d.jobs.supervisor import (
     MOST_BACKOFF_SECONDS,
@@ -34,6 +34,7 @@ from sds3d.jobs.supervisor import (
     STALE_SECONDS,
     STARTUP_SECONDS,
     count_death,
+    count_hang,
 )
 from sds3d.jobs.watch import REPORT_SECONDS
 from sds3d.teachers import EMBEDDED, teacher_folder
@@ -242,7 +243,7 @@ class RayWorkers:
             store.count_failure(job.id, slot.name, error=found.error, reason=found.reason)
         elif found.degraded is not None:
             degraded = "; ".join(filter(None, (job.degraded, found.degraded)))
-            store.degrade(job.id, slot.name, found.options, degraded)
+            store.degrade(job.id, slot.name, found.options, degraded, folder=found.folder)
             store.release(job.id, slot.name, reason=found.reason)
         else:
             wait_seconds = LOCKED_WAIT_SECONDS if found.reason is not None else 0.0
@@ -282,9 +283,7 @@ class RayWorkers:
                 MOST_BACKOFF_SECONDS, 0.5 * 2**slot.false_starts
             )
         elif timed_out:
-            self._store.finish(
-                slot.job.id, slot.name, State.FAILED, error="Timeout", reason=f"{reason} and hung"
-            )
+            count_hang(self._store, slot.job, slot.name)
         else:
             count_death(self._store, slot.job, slot.name, reason)
         slot.actor = slot.ready = slot.look = slot.job = slot.work = None

@@ -15,7 +15,7 @@ from sds3d.generate import made_every_step
 from sds3d.jobs.job import Job
 from sds3d.jobs.states import State
 from sds3d.jobs.store import Store
-from sds3d.refine import REFINE_FOLDER, refine_checkpoint
+from sds3d.refine import REFINE_FOLDER, first_stage, refine_checkpoint
 from sds3d.runs import RunFolder
 
 
@@ -27,8 +27,9 @@ def carry_over(
 ) -> bool:
     """Begin the run of `config` at the checkpoint of the run in `before`; whether that was done.
 
-    It is where the two differ in nothing but the steps after the planned ones: then the one leads
-    through the other's states, and the result is that of a run without a break.
+    It is where the two differ in nothing but the steps after the planned ones, the second stage,
+    or the mesh: then the one leads through the other's states, and the result is that of a run
+    without a break. Of another second stage no state is taken.
     """
     if before.name == folder_name(config, weights_sha256):
         return False
@@ -36,10 +37,9 @@ def carry_over(
         source = RunFolder.open(before, on_event)
     except RunError:
         return False
-    extra = config.optimize.extra_steps
-    as_asked = dataclasses.replace(
-        source.config, optimize=dataclasses.replace(source.config.optimize, extra_steps=extra)
-    )
+    asked, began = config.optimize, source.config.optimize
+    options = dataclasses.replace(began, extra_steps=asked.extra_steps, refine=asked.refine)
+    as_asked = dataclasses.replace(source.config, optimize=options, mesh=config.mesh)
     if run_key(as_asked, source.weights_sha256) != run_key(config, weights_sha256):
         return False
     target = RunFolder.create(config, weights_sha256, on_event)
@@ -48,8 +48,10 @@ def carry_over(
             return False
         with source.locked():
             state = source.checkpoint.load()
-            second = refine_checkpoint(source.path, on_event).load()
-        if state is None or state[1].get("step", 0) > config.optimize.total_steps:
+            same = asked.refine == began.refine
+            second = refine_checkpoint(source.path, on_event).load() if same else None
+        steps = first_stage(config).optimize.total_steps
+        if state is None or state[1].get("step", 0) > steps:
             return False
         target.start()
         target.checkpoint.save(*state)

@@ -16,7 +16,8 @@ def next_rung(
 
     First the views of a step, then their resolution, that of a second stage, then the grid of the
     mesh and its texture: the field itself keeps its size, so that what it can show stays the same.
-    Of these only what the stage in which memory ran out has to do with, or what comes after it.
+    Of these only what the stage in which memory ran out has to do with, or what comes after it;
+    what was optimised before that stage is kept (`sds3d.jobs.folders.carry_over`).
     The teacher judges `together` views of an object at once, and so many stay together; None where
     that is not known, and then the views are left alone.
     """
@@ -72,9 +73,12 @@ def _smaller_mesh(config: GenerateConfig, _: int | None) -> Rung | None:
     mesh = config.mesh
     if mesh.mesh_resolution <= 64 and mesh.texture_size <= 512:
         return None
-    smaller = dataclasses.replace(
-        mesh,
-        mesh_resolution=min(64, mesh.mesh_resolution),
-        texture_size=min(512, mesh.texture_size),
-    )
-    return dataclasses.replace(config, mesh=smaller), "a coarser mesh and a smaller texture"
+    cells, pixels = _halved(mesh.mesh_resolution, 64), _halved(mesh.texture_size, 512)
+    smaller = dataclasses.replace(mesh, mesh_resolution=cells, texture_size=pixels)
+    text = f"a mesh from a grid of {cells} cells along an axis"
+    text += f" and a texture of {pixels} pixels" if pixels else ""
+    return dataclasses.replace(config, mesh=smaller), text
+
+
+def _halved(value: int, least: int) -> int:
+    return value if value <= least else max(least, value // 2)

@@ -102,6 +102,7 @@ class Running:
         self._journal: Journal | None = None
         self._early: list[Event] = []
         self._folder: Path | None = None if job.folder is None else out / job.folder
+        self._weights_sha256 = ""
         self._computed = False
         self._stage = "teacher"
 
@@ -141,6 +142,7 @@ class Running:
         config = self._config()
         check_disk(self._out, self._bench.limits)
         parts, teacher = self._bench.parts(config.teacher, config.device, self._hear)
+        self._weights_sha256 = teacher.weights_sha256
         name = folder_name(config, teacher.weights_sha256)
         if self._watch.must_stop():
             raise Interrupted(self._out / name)
@@ -167,6 +169,9 @@ class Running:
             config = self.job.options
         except (ConfigError, PromptError) as error:
             raise ConfigError(f"{error}; submit the prompt again") from error
+        return self._here(config)
+
+    def _here(self, config: GenerateConfig) -> GenerateConfig:
         return dataclasses.replace(config, out=self._out, device=resolve_device(config.device))
 
     def _previewer(self) -> Previewer:
@@ -270,5 +275,19 @@ class Running:
             return
         config, text = lower
         degraded = f"{self.job.degraded}; {text}" if self.job.degraded else text
-        if self._store.degrade(self.job.id, self._worker, config, degraded) is not None:
+        folder = self._begin_lower(self._here(config))
+        row = self._store.degrade(self.job.id, self._worker, config, degraded, folder=folder)
+        if row is not None:
             self._store.release(self.job.id, self._worker, reason=f"out of memory: {degraded}")
+
+    def _begin_lower(self, config: GenerateConfig) -> str | None:
+        """The folder in which the smaller run goes on with what is optimised; None: it cannot."""
+        if self._folder is None:
+            return None
+        try:
+            carried = carry_over(self._folder, config, self._weights_sha256, self._hear)
+        except (Sds3dError, OSError, RuntimeError, MemoryError):
+            # It can be optimised once more, where there is again the disk or the memory for it.
+            traceback.print_exc(file=sys.stderr)
+            return None
+        return folder_name(config, self._weights_sha256) if carried else None

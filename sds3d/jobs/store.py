@@ -227,17 +227,21 @@ class Store:
         )
 
     def degrade(
-        self, job_id: str, worker: str, config: GenerateConfig, degraded: str
+        self,
+        job_id: str,
+        worker: str,
+        config: GenerateConfig,
+        degraded: str,
+        *,
+        folder: str | None = None,
     ) -> Job | None:
-        """Let an active job ask for less, as its worker: its run is another one from now on."""
-        return self.report(
-            job_id,
-            worker,
-            config=json.dumps(to_dict(config)),
-            degraded=degraded,
-            folder=None,
-            step=0,
-        )
+        """Let an active job ask for less, as its worker: its run is another one from now on.
+
+        It is in `folder` where that has the steps that were made; otherwise they are made anew.
+        """
+        values: dict[str, Any] = {"folder": folder} if folder else {"folder": None, "step": 0}
+        text = json.dumps(to_dict(config))
+        return self.report(job_id, worker, config=text, degraded=degraded, **values)
 
     def count_failure(self, job_id: str, worker: str, *, error: str, reason: str) -> Job | None:
         """Queue a job again whose worker could not go on, or fail it where that was the last time.

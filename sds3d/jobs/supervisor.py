@@ -240,9 +240,8 @@ class Supervisor:
         if job is None:
             self._count_false_start(slot, reason)
         elif slot.timed_out:
-            self.store.finish(
-                job.id, slot.name, State.FAILED, error="Timeout", reason=f"{reason} and hung"
-            )
+            slot.false_starts = 0
+            count_hang(self.store, job, slot.name)
         else:
             slot.false_starts = 0
             count_death(self.store, job, slot.name, reason)
@@ -280,14 +279,36 @@ class Supervisor:
 
 def count_death(store: Store, job: Job, worker: str, reason: str) -> None:
     """Say of a job that its worker is no more: it is queued again, or failed if it was its last."""
-    where = f"at step {job.step} of {job.steps}" if job.step else "before it told of a step"
     store.count_failure(
         job.id,
         worker,
         error="WorkerDied",
-        reason=f"its worker process ended {where} ({reason}), time {job.failures + 1} of "
-        f"{job.max_failures}: if memory is short, use --preset fast",
+        reason=f"its worker process ended {_where(job)} ({reason}), {_time_of(job)}: if memory is "
+        "short, use --preset fast",
     )
+
+
+def count_hang(store: Store, job: Job, worker: str) -> None:
+    """Say of a job that its worker did not look at the clock when its time was over, and was ended.
+
+    A job that is only slow ends by itself, for good. What hangs may be the device or a drive: it is
+    queued again for whoever is free, or failed if it was its last time.
+    """
+    store.count_failure(
+        job.id,
+        worker,
+        error="Timeout",
+        reason=f"it took longer than {job.timeout_seconds:g} s and hung {_where(job)}, "
+        f"{_time_of(job)}: look at the device and the drives of that machine",
+    )
+
+
+def _where(job: Job) -> str:
+    return f"at step {job.step} of {job.steps}" if job.step else "before it told of a step"
+
+
+def _time_of(job: Job) -> str:
+    return f"time {job.failures + 1} of {job.max_failures}"
 
 
 def _is_running(pid: int) -> bool:

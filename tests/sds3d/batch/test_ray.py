@@ -90,44 +90,57 @@ def test_a_cluster_works_off_a_list_in_which_everything_happens(
 ) -> None:
     make_bench = _make_bench_of(tmp_path)
     monkeypatch.setattr(batch, "run_batch", functools.partial(run_batch, make_bench=make_bench))
-    names = ["red", "once deadly", "faulty", "greedy", "deadly", "blue", "green", "white"]
-    items = [{"prompt": f"a {name} mushroom"} for name in names]
-    items += [{"prompt": "a hamburger"}, {"prompt": "a slow mushroom", "steps": 100_000}]
+    monkeypatch.setattr("sds3d.batch.ray_run.OVERTIME_SECONDS", 4.0)
+    expected = {
+        "a hanging mushroom": ("ok", 1),
+        "a slow mushroom": ("timeout", 0),
+        "a red mushroom": ("ok", 0),
+        "a faulty mushroom": ("ok", 1),
+        "a greedy mushroom": ("ok", 0),
+        "a deadly mushroom": ("failed", 2),
+        "a finely mushroom": ("ok", 0),
+        "a hamburger": ("failed", 0),
+        "a blue mushroom": ("ok", 0),
+    }
     prompts = tmp_path / "list.jsonl"
-    prompts.write_text("\n".join(map(json.dumps, items)))
+    steps = {"a slow mushroom": {"steps": 100_000}}
+    prompts.write_text("\n".join(json.dumps({"prompt": p, **steps.get(p, {})}) for p in expected))
     out = tmp_path / "made"
     words = ["batch", str(prompts), "--out", str(out), "--steps", "20", "--preset", "fast"]
-    words += ["--ray", cluster.address, "--workers", "2", "--device", "cpu", "--timeout", "4"]
+    words += ["--ray", cluster.address, "--workers", "2", "--device", "cpu", "--timeout", "8"]
     before = signal.getsignal(signal.SIGTERM)
     assert cli.main([*words, "--json"]) == 3
     assert signal.getsignal(signal.SIGTERM) == before
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert [row["line"] for row in rows] == list(range(1, 11))
-    assert [row["outcome"] for row in rows] == [
-        *["ok"] * 4, "failed", *["ok"] * 3, "failed", "timeout",
-    ]  # fmt: skip
-    assert [row["failures"] for row in rows] == [0, 1, 1, 0, 2, 0, 0, 0, 0, 0]
-    assert "1 instead of 2 views" in rows[3]["degraded"]
-    assert rows[4]["error"] == "WorkerDied"
-    assert "time 2 of 2" in rows[4]["reason"]
-    assert "its worker process has died" in rows[4]["reason"]
-    assert "nearest: mushroom" in rows[8]["reason"]
-    assert "longer than 4 s" in rows[9]["reason"]
-    for row in rows:
+    lines = (out / "manifest.jsonl").read_text().splitlines()
+    rows = {row["prompt"]: row for row in map(json.loads, lines)}
+    assert {p: (row["outcome"], row["failures"]) for p, row in rows.items()} == expected
+    assert list(rows) == list(expected)
+    assert "1 instead of 2 views" in rows["a greedy mushroom"]["degraded"]
+    assert rows["a finely mushroom"]["degraded"].startswith("a mesh from a grid of 64 cells")
+    deadly = rows["a deadly mushroom"]
+    assert deadly["error"] == "WorkerDied"
+    assert "time 2 of 2" in deadly["reason"]
+    assert "its worker process has died" in deadly["reason"]
+    assert "nearest: mushroom" in rows["a hamburger"]["reason"]
+    assert "longer than 8 s" in rows["a slow mushroom"]["reason"]
+    for row in rows.values():
         if row["outcome"] == "ok":
             assert RunFolder.open(out / row["folder"]).verify() == []
     summary = events[-1]
-    assert (summary["ok"], summary["failed"], summary["unfinished"]) == (7, 3, 0)
+    assert (summary["ok"], summary["failed"], summary["unfinished"]) == (6, 3, 0)
     assert (out / "index.html").is_file()
     assert not list(out.glob(".sds3d-batch-*"))
 
     # Both nodes had their part in it, and what died or was faulty was begun again.
     begun = _nodes(tmp_path)
     assert len({node for node, _ in begun}) == 2
-    for name, times in (("once deadly", 2), ("faulty", 2), ("greedy", 2), ("deadly", 2)):
-        assert [prompt for _, prompt in begun].count(f"a {name} mushroom") == times
+    for name in ("hanging", "faulty", "greedy", "deadly", "finely"):
+        assert [prompt for _, prompt in begun].count(f"a {name} mushroom") == 2
+    # For a smaller mesh nothing is optimised again.
+    made = (tmp_path / "steps").read_text().splitlines()
+    assert (made.count("a finely mushroom"), made.count("a greedy mushroom")) == (1, 2)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -306,6 +319,125 @@ def test_a_share_of_the_users_own_may_leave_no_room() -> None:
     assert divide([(8, 2)], 3, cpus=1.0, gpus=0.6).room == 2
     assert divide([(8, 4)], 2, cpus=1.0, gpus=2.0).room == 2
     assert divide([(8, 1)], 2, use_gpus=False) == Share(cpus=4.0, gpus=0.0, room=2)
+
+
+# --- actors that hang or never come up, on a cluster that is made up -------------------------
+
+
+class _LostError(Exception):
+    """What stands for Ray's own error here."""
+
+
+class _MadeUpRay:
+    """Ray as `RayWorkers` knows it: its answers are those in `answers`, by the name of a call."""
+
+    exceptions = SimpleNamespace(RayError=_LostError)
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+        self.made = self.killed = 0
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 4.0}}]
+
+    def remote(self, **_: Any) -> Any:
+        return lambda _class: SimpleNamespace(options=lambda **_: self._class())
+
+    def _class(self) -> Any:
+        def make(*_: Any) -> Any:
+            self.made += 1
+            calls = ("ready", "look", "work", "end")
+            return SimpleNamespace(
+                **{name: SimpleNamespace(remote=lambda *_, n=name: n) for name in calls}
+            )
+
+        return SimpleNamespace(remote=make)
+
+    def wait(self, refs: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        return [ref for ref in refs if ref in self.answers], []
+
+    def get(self, ref: str, **_: Any) -> Any:
+        answer = self.answers.get(ref, _LostError("no answer"))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def kill(self, _: Any) -> None:
+        self.killed += 1
+
+    def shutdown(self) -> None:
+        pass
+
+
+_HERE = Ready(host="ada", version=importlib.metadata.version("sds3d"), sees_folder=True)
+
+
+@pytest.mark.parametrize(
+    ("silence_seconds", "overtime_seconds", "error", "reason"),
+    [
+        (-1.0, 1e9, "WorkerDied", "no sign of life"),
+        (1e9, -1e9, "Timeout", "longer than 1000 s and hung"),
+    ],
+)
+def test_an_actor_that_hangs_is_replaced_and_its_item_tried_by_another(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    silence_seconds: float,
+    overtime_seconds: float,
+    error: str,
+    reason: str,
+) -> None:
+    def patch(name: str, value: float) -> None:
+        monkeypatch.setattr(f"sds3d.batch.ray_run.{name}", value)
+
+    patch("REPORT_SECONDS", 0.0)
+    ray = _MadeUpRay(ready=_HERE)
+    monkeypatch.setattr("sds3d.batch.ray_run.join_cluster", lambda _: ray)
+    config = BatchConfig(prompts="list.txt", out=tmp_path, ray="auto")
+    with Store(tmp_path / "jobs.sqlite3") as store:
+        job = store.submit(_config(), max_failures=2, timeout_seconds=1000.0)
+        with RayWorkers(config, store, workers=1, on_event=ignore_event) as workers:
+            workers.start()
+            for failures, state in ((1, State.QUEUED), (2, State.FAILED)):
+                patch("STALE_SECONDS", 1e9)
+                patch("OVERTIME_SECONDS", 1e9)
+                _tend_until(workers, lambda: store.get(job.id).state is State.RUNNING)
+                patch("STALE_SECONDS", silence_seconds)
+                patch("OVERTIME_SECONDS", overtime_seconds)
+                _tend_until(workers, lambda: store.get(job.id).state is not State.RUNNING)
+                row = store.get(job.id)
+                assert (row.state, row.error, row.failures) == (state, error, failures)
+                assert row.reason is not None
+                assert reason in row.reason
+                assert f"time {failures} of 2" in row.reason
+                # The one that hung is no more, and each try was another's.
+                assert (ray.killed, ray.made) == (failures, failures)
+            assert workers.trouble is None
+        assert store.get(job.id).worker is None
+    assert not list(tmp_path.glob(".sds3d-batch-*"))
+
+
+def _tend_until(workers: RayWorkers, condition: Callable[[], bool]) -> None:
+    for _ in range(10):
+        if not condition():
+            workers.tend()
+    assert condition()
+
+
+def test_actors_that_never_come_up_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = _LostError("The actor died because of an error raised in its creation task, x\nNo disk")
+    monkeypatch.setattr("sds3d.batch.ray_run.join_cluster", lambda _: _MadeUpRay(ready=lost))
+    monkeypatch.setattr("sds3d.batch.ray_run.MOST_BACKOFF_SECONDS", 0.0)
+    config = BatchConfig(prompts="list.txt", out=tmp_path, ray="auto")
+    with Store(tmp_path / "jobs.sqlite3") as store:
+        job = store.submit(_config())
+        with RayWorkers(config, store, workers=1, on_event=ignore_event) as workers:
+            workers.start()
+            _tend_until(workers, lambda: workers.trouble is not None)
+            assert workers.trouble == "a worker cannot start on the cluster: No disk"
+        assert store.get(job.id).failures == 0
 
 
 # --- the actor's own part, without Ray -------------------------------------------------------

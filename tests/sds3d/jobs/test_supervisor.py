@@ -89,6 +89,24 @@ def test_killed_workers_are_replaced_and_the_deadly_job_is_failed_and_the_rest_d
     assert _mesh(service, killed.id) == whole.result["files"]["mesh.glb"]
 
 
+def test_a_worker_that_hangs_past_its_jobs_time_is_ended_and_the_job_goes_on_with_another(
+    service: JobService, make_config: MakeConfig, worker_command: Path, monkeypatch: Any
+) -> None:
+    """It beats: only the clock tells."""
+    monkeypatch.setattr("sds3d.jobs.supervisor.OVERTIME_SECONDS", 0.2)
+    job = service.submit(make_config("a hanging mushroom"), timeout_seconds=0.5)
+    command = (sys.executable, str(worker_command))
+    with Supervisor(service.store, service.out, command=command) as supervisor:
+        supervisor.start()
+        _tend_until(supervisor, lambda: service.get(job.id).failures == 1)
+        hung = service.get(job.id)
+        assert (hung.state, hung.error) == (State.QUEUED, "Timeout")
+        assert "longer than 0.5 s and hung" in str(hung.reason)
+        assert "time 1 of 2" in str(hung.reason)
+        _tend_until(supervisor, lambda: service.get(job.id).state is State.DONE)
+    assert service.get(job.id).failures == 1
+
+
 def _has_checkpoint(service: JobService, job_id: str) -> bool:
     folder = service.folder(service.get(job_id))
     return folder is not None and any(folder.glob("checkpoint-*.json"))

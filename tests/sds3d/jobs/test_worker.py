@@ -10,13 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from sds3d.config import GenerateConfig
-from sds3d.errors import ConfigError, EmptyField
-from sds3d.events import Stage, Step
+from sds3d.config import GenerateConfig, MeshConfig
+from sds3d.errors import ConfigError, EmptyField, OutputError
+from sds3d.events import Stage, Step, ignore_event
 from sds3d.generate import export_run, generate
 from sds3d.jobs import running
 from sds3d.jobs.errors import WrongState
+from sds3d.jobs.folders import carry_over
 from sds3d.jobs.job import Job
 from sds3d.jobs.ladder import next_rung
 from sds3d.jobs.limits import LimitsConfig
@@ -24,7 +26,9 @@ from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import Request, State
 from sds3d.jobs.worker import Worker
+from sds3d.optimize import optimize
 from sds3d.optimize_config import OptimizeConfig, RefineOptions
+from sds3d.refine import refine_checkpoint
 from sds3d.runs import RunFolder
 
 MakeConfig = Callable[..., GenerateConfig]
@@ -482,13 +486,113 @@ def test_a_mesh_for_which_memory_does_not_suffice_leaves_the_views_alone(
     job = service.submit(make_config())
     make_worker(write_files=write_files).run(until_idle=True)
     done = service.get(job.id)
-    assert (done.state, done.degraded) == (State.DONE, "a coarser mesh and a smaller texture")
+    text = "a mesh from a grid of 64 cells along an axis and a texture of 512 pixels"
+    assert (done.state, done.degraded) == (State.DONE, text)
     assert done.options.optimize == make_config().optimize
     least = 16
     hopeless = service.submit(make_config(seed=1))
     make_worker(write_files=write_files).run(until_idle=True)
     failed = service.get(hopeless.id)
     assert (failed.state, failed.error) == (State.FAILED, "OutOfMemory")
+
+
+def test_for_a_smaller_mesh_nothing_is_optimised_again(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    """The real loop; memory runs out in the mesh, twice: what is exported is what was optimised."""
+    steps: list[int] = []
+    exported: list[dict[str, torch.Tensor]] = []
+
+    def count(config: GenerateConfig, teacher: Any, *, on_event: Any, **how: Any) -> Any:
+        def listen(event: Any) -> None:
+            on_event(event)
+            steps.extend([event.step] if isinstance(event, Step) else [])
+
+        return optimize(config, teacher, on_event=listen, **how)
+
+    def write_files(optimized: Any, config: GenerateConfig, folder: Path, on_event: Any) -> Any:
+        on_event(Stage("mesh"))
+        (particle,) = optimized.particles
+        exported.append({name: value.clone() for name, value in particle.state_dict().items()})
+        if config.mesh.mesh_resolution > 64:
+            raise MemoryError
+        (folder / "mesh.glb").write_bytes(b"mesh")
+        return {"mesh": {}, "iso_iou": 1.0}
+
+    mesh = MeshConfig(mesh_resolution=256, texture_size=1024)
+    job = service.submit(make_config(optimize=fakes.tiny_options, mesh=mesh))
+    worker = make_worker(loop=count, teacher=fakes.GreyTeacher(), write_files=write_files)
+    worker.run_next()
+    lower = service.get(job.id)
+    assert (lower.state, lower.step) == (State.QUEUED, 4)
+    assert lower.folder is not None
+    assert RunFolder.open(service.out / lower.folder).checkpoint.exists()
+    worker.run(until_idle=True)
+    done = service.get(job.id)
+    assert (done.state, done.options.mesh.mesh_resolution) == (State.DONE, 64)
+    assert done.degraded is not None
+    assert "128 cells along an axis and a texture of 512" in done.degraded
+    assert steps == [1, 2, 3, 4]
+    assert len(exported) == 3
+    for other in exported[1:]:
+        assert all(torch.equal(other[name], value) for name, value in exported[0].items())
+    result = service.result(done)
+    assert result is not None
+    assert result["agreement"][-1][0] == 4
+    # The folders of the larger ones are the job's too.
+    assert len(_folders(service)) == 3
+    service.delete(job.id)
+    assert _folders(service) == set()
+
+
+def test_a_second_stage_for_which_memory_does_not_suffice_keeps_the_first(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    """Its own states are of views of another size: those are not taken."""
+    refine = RefineOptions(refine_steps=5)
+    before = make_config(optimize=OptimizeConfig(refine=refine), out=tmp_path)
+    lower = next_rung(before, stage="refine")
+    assert lower is not None
+    run = RunFolder.create(before, "a" * 64)
+    with run.locked():
+        run.start()
+        run.checkpoint.save({"position": torch.ones(3)}, {"step": before.optimize.steps})
+        second = refine_checkpoint(run.path, ignore_event)
+        second.folder.mkdir()
+        second.save({"vertices": torch.ones(3)}, {"step": 2})
+    assert carry_over(run.path, lower[0], "a" * 64)
+    other = RunFolder.create(lower[0], "a" * 64)
+    state = other.checkpoint.load()
+    assert state is not None
+    assert state[1] == {"step": before.optimize.steps}
+    assert refine_checkpoint(other.path, ignore_event).load() is None
+    # Other views of the first stage are another run.
+    fewer = dataclasses.replace(lower[0].optimize, views_per_step=1)
+    assert not carry_over(run.path, dataclasses.replace(lower[0], optimize=fewer), "a" * 64)
+
+
+def test_what_cannot_be_carried_over_is_optimised_again(
+    service: JobService,
+    make_config: MakeConfig,
+    make_worker: MakeWorker,
+    fakes: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def write_files(optimized: Any, config: GenerateConfig, folder: Path, on_event: Any) -> Any:
+        on_event(Stage("mesh"))
+        if config.mesh.mesh_resolution > 64:
+            raise MemoryError
+        return fakes.write_files(optimized, config, folder, on_event)
+
+    def refuse(*_: Any) -> bool:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(running, "carry_over", refuse)
+    job = service.submit(make_config())
+    loop = fakes.Loop()
+    make_worker(loop=loop, write_files=write_files).run(until_idle=True)
+    assert service.get(job.id).state is State.DONE
+    assert loop.steps_done == 20
 
 
 def test_the_rungs_of_a_second_stage_are_its_own() -> None:

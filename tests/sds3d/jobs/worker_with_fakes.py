@@ -1,5 +1,7 @@
 """A worker's process whose loop and export take milliseconds; a "deadly" prompt kills it.
 
+A "hanging" one hangs at the same step, unless it goes on from a checkpoint.
+
 Run as a script with the arguments of `python -m sds3d.jobs.worker`.
 """
 
@@ -7,6 +9,7 @@ import importlib.util
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +36,18 @@ def _make_bench() -> Bench:
     fakes = _fakes()
     loop = fakes.FakeLoop(step_seconds=float(os.environ.get("STEP_SECONDS", "0")))
 
-    def optimize(config: Any, teacher: Any, *, on_event: Any, **how: Any) -> Any:
+    def optimize(config: Any, teacher: Any, *, checkpoint: Any, on_event: Any, **how: Any) -> Any:
+        is_new = not checkpoint.exists()
+
         def listen(event: Event) -> None:
             on_event(event)
-            if "deadly" in config.prompt and isinstance(event, Step) and event.step == DEADLY_STEP:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if isinstance(event, Step) and event.step == DEADLY_STEP:
+                if "deadly" in config.prompt:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if "hanging" in config.prompt and is_new:
+                    time.sleep(600)
 
-        return loop(config, teacher, on_event=listen, **how)
+        return loop(config, teacher, checkpoint=checkpoint, on_event=listen, **how)
 
     parts = fakes.make_parts(loop=optimize)
     return Bench(lambda _: parts, previews=False, limits=LimitsConfig(min_free_bytes=0))
