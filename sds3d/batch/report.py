@@ -11,10 +11,13 @@ from urllib.parse import quote
 
 from sds3d.atomic import write_atomic
 from sds3d.batch.prompts import Line
+from sds3d.batch.viewer import VIEWER, write_viewer
 from sds3d.errors import RunError, output_error
 from sds3d.jobs.job import Job
 from sds3d.progress import eta_text
 from sds3d.runs import RunFolder
+
+_MADE = ("ok", "skipped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +63,14 @@ class Report:
         self._rows: list[Row] = []
 
     def add(self, row: Row) -> None:
-        """Take an item that ended. Raises OutputError."""
+        """Take an item that ended, and make the viewer of its mesh. Raises OutputError."""
         begin = "w" if not self._rows else "a"
         self._rows.append(row)
         try:
             with self._manifest.open(begin, encoding="ascii") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
+            if row.folder is not None and row.outcome in _MADE:
+                write_viewer(self._out / row.folder)
         except OSError as error:
             raise output_error(error, self._out) from error
 
@@ -96,13 +101,15 @@ class Report:
             facts.append(eta_text(row.seconds))
         picture = links = ""
         folder = None if row.folder is None else self._out / row.folder
-        if folder is not None and row.outcome in ("ok", "skipped"):
+        if folder is not None and row.outcome in _MADE:
             files, faces = _contents(folder)
             if faces is not None:
                 facts.append(f"{faces} faces")
             picture = _picture(folder.name, files)
             names = [n for n in ("mesh.glb", "mesh.obj", "result.json") if n in files]
             links = " ".join(f'<a href="{_url(folder.name, name)}">{name}</a>' for name in names)
+            if picture and (folder / VIEWER).is_file():
+                links = f'<a class=viewer href="{_url(folder.name, VIEWER)}">3D</a> {links}'
         notes = [text for text in (row.degraded, row.reason) if text and row.outcome != "ok"]
         if row.degraded and row.outcome == "ok":
             notes.append(f"memory was short: {row.degraded}")
@@ -155,12 +162,13 @@ article {{ border: 1px solid #8884; border-radius: .5rem; padding: .75rem; }}
 article.failed, article.timeout, article.oom {{ border-color: #c33; }}
 video, img {{ aspect-ratio: 1; background: #fff; border-radius: .25rem; cursor: ew-resize;
   object-fit: contain; width: 100%; }}
+iframe {{ aspect-ratio: 1; border: 0; border-radius: .25rem; display: block; width: 100%; }}
 h2 {{ font-size: 1rem; margin: .5rem 0 0; overflow-wrap: anywhere; }}
 p {{ color: #888; font-size: .875rem; margin: .25rem 0; overflow-wrap: anywhere; }}
 .note {{ color: #c33; }}
 </style>
 <h1>Batch</h1>
-<p>{counts}. Drag across a picture to turn the object.</p>
+<p>{counts}. Drag across a picture to turn the object, or open it in 3D.</p>
 <main>
 {cards}
 </main>
@@ -174,6 +182,24 @@ for (const film of document.querySelectorAll("video")) {{
     film.currentTime = share * film.duration;
   }});
 }}
+// One viewer at a time, in its picture's place: a browser draws in 3D on few canvases at once.
+let shown = null;
+document.addEventListener("click", (event) => {{
+  const link = event.target.closest("a.viewer");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  const before = shown;
+  if (before) {{ before.frame.replaceWith(before.picture); before.link.textContent = "3D"; }}
+  shown = null;
+  if (before && before.link === link) return;
+  const picture = link.closest("article").querySelector("video, img");
+  const frame = document.createElement("iframe");
+  frame.title = "3D viewer";
+  frame.src = link.href;
+  picture.replaceWith(frame);
+  link.textContent = "picture";
+  shown = {{ link, picture, frame }};
+}});
 </script>
 </html>
 """
