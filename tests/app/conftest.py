@@ -27,6 +27,7 @@ from sds3d.ui.serve import Served, serving
 HERE = Path(__file__).parent
 NO_LIMITS = LimitsConfig(min_free_bytes=0)
 WORKER = (sys.executable, str(HERE / "worker_with_pictures.py"))
+REAL_WORKER = (sys.executable, str(HERE / "worker_that_shows_more.py"))
 COMMAND = (sys.executable, str(HERE / "command_with_fakes.py"))
 
 
@@ -152,12 +153,13 @@ def work(desk: Desk, pictures: ModuleType) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def _serving(out: Path, port: int = 0) -> Iterator[Served]:
+def _serving(out: Path, port: int = 0, *, is_real: bool = False) -> Iterator[Served]:
+    worker = REAL_WORKER if is_real else WORKER
     before = os.environ.get("STEP_SECONDS")
     os.environ["STEP_SECONDS"] = "0.02"
     try:
         config = AppConfig(port=port, out=out)
-        with serving(config, limits=NO_LIMITS, worker_command=WORKER, command=COMMAND) as served:
+        with serving(config, limits=NO_LIMITS, worker_command=worker, command=COMMAND) as served:
             yield served
     finally:
         if before is None:
@@ -168,7 +170,10 @@ def _serving(out: Path, port: int = 0) -> Iterator[Served]:
 
 @pytest.fixture
 def serve() -> Callable[..., contextlib.AbstractContextManager[Served]]:
-    """Start a server on a folder, and a port if one is given; its worker takes 20 ms a step."""
+    """Start a server on a folder, and a port if one is given; its worker takes 20 ms a step.
+
+    With `is_real` it is the program's own, and computes.
+    """
     return _serving
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pygltflib
 import pytest
+import trimesh
 from PIL import Image
 
 from sds3d.jobs.job import Job
@@ -24,11 +25,11 @@ def open_page(browser: Any, server: Served, faults: Any) -> Iterator[Callable[..
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     context.set_default_timeout(PATIENCE_MS)
 
-    def make(query: str = "", width: int = 1280) -> Any:
+    def make(query: str = "", width: int = 1280, *, at: Served = server) -> Any:
         page = context.new_page()
         page.set_viewport_size({"width": width, "height": 900})
-        faults.watch(page, server.url)
-        page.goto(server.url + query)
+        faults.watch(page, at.url)
+        page.goto(at.url + query)
         page.wait_for_selector("#generate")
         return page
 
@@ -52,9 +53,11 @@ def _fill(page: Any, field: Any, text: str) -> None:
     field.press("Tab")
 
 
-def _ask_for(page: Any, prompt: str, steps: int) -> str:
+def _ask_for(page: Any, prompt: str, steps: int, *, is_open: bool = False) -> str:
+    """Generate; `is_open` says that the options are shown already. Returns the job's id."""
     page.fill("#prompt textarea", prompt)
-    page.click("#advanced > button")
+    if not is_open:
+        page.click("#advanced > button")
     _fill(page, page.locator("#option-steps input"), str(steps))
     page.click("#generate")
     page.wait_for_url(re.compile(r"\?job="))
@@ -96,6 +99,57 @@ def test_a_prompt_becomes_a_mesh_on_the_canvas_and_a_file(
     assert np.allclose(positions.max, 0.5, atol=0.01)
     blob = gltf.binary_blob()
     assert len(blob) >= sum(view.byteLength for view in gltf.bufferViews)
+
+
+def test_the_real_pipeline_makes_a_mesh_that_is_seen_and_can_be_taken(
+    open_page: Callable[..., Any], serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The embedded teacher, the loop, the mesh: of the smallest sizes, and nothing made up."""
+    sizes = {"resolution": 32, "mesh-resolution": 32, "texture-size": 64, "max-faces": 2000}
+    with serve(tmp_path, is_real=True) as served:
+        page = open_page(at=served)
+        page.click("#advanced > button")
+        page.click("#advanced button:has-text('Views')")
+        page.click("#advanced button:has-text('Mesh')")
+        for name, value in sizes.items():
+            _fill(page, page.locator(f"#option-{name} input"), str(value))
+        job_id = _ask_for(page, "a red mushroom", 60, is_open=True)
+        seen: list[str] = []
+        while len(seen) < 2 and not page.locator("#status .done").count():
+            picture = page.locator("img.growing")
+            source = picture.get_attribute("src") if picture.count() else None
+            if source and source not in seen:
+                seen.append(source)
+            page.wait_for_timeout(100)
+        assert len(seen) == 2
+        page.wait_for_selector("#status .done")
+        page.wait_for_selector("#model canvas")
+        spread = _spread_on_canvas(page, "#model canvas")
+        assert spread > 8
+        with page.expect_download() as download:
+            page.click("a.download:has-text('GLB')")
+        path = tmp_path / "taken.glb"
+        download.value.save_as(path)
+        result = served.desk.service.result(served.desk.service.get(job_id))
+        page.close()
+    assert result is not None
+    assert result["steps"] == 60
+    assert result["teacher"]["name"] == "toybox"
+    mesh = trimesh.load_scene(path).to_mesh()
+    assert len(mesh.faces) == result["mesh"]["faces"] > 500
+    assert np.isfinite(mesh.vertices).all()
+    assert np.isclose(mesh.extents.max(), 1.0, atol=1e-3)
+
+
+def _spread_on_canvas(page: Any, selector: str) -> float:
+    """Standard deviation of the pixels, once they are not all the same."""
+    spread = 0.0
+    for _ in range(60):
+        page.wait_for_timeout(500)
+        spread = float(_picture(page, selector).std(axis=(0, 1)).max())
+        if spread > 8:
+            break
+    return spread
 
 
 def test_a_stopped_run_has_a_mesh_and_every_tab_and_reload_finds_it(
