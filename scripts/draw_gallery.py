@@ -29,15 +29,15 @@ class GalleryConfig:
     columns: int = 2
 
 
-def views_of(run: Path) -> list[Image.Image]:
-    """The chosen views of a run's contact sheet of 4 x 2 views."""
+def views_of(run: Path, views: tuple[int, ...] = VIEWS, tile: int = TILE) -> list[Image.Image]:
+    """The chosen views of a run's contact sheet of 4 x 2 views, as squares of `tile` pixels."""
     sheet = Image.open(run / "preview.png").convert("RGB")
     side = (sheet.width - 3 * 4) // 4
     tiles = []
-    for view in VIEWS:
+    for view in views:
         x, y = (view % 4) * (side + 4), (view // 4) * (side + 4)
-        tile = sheet.crop((x, y, x + side, y + side))
-        tiles.append(tile.resize((TILE, TILE), Image.Resampling.LANCZOS))
+        square = sheet.crop((x, y, x + side, y + side))
+        tiles.append(square.resize((tile, tile), Image.Resampling.LANCZOS))
     return tiles
 
 

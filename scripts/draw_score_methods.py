@@ -13,45 +13,31 @@ as they are, so that a second call goes on where the first was stopped.
 
 from __future__ import annotations
 
-import dataclasses
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 import tyro
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
 
 from evaluate_teacher import Request, judge
+from method_runs import RECIPES, Passes, counted_parts, write_part
 from sds3d.config import DeviceName, GenerateConfig
-from sds3d.device import resolve_device
 from sds3d.errors import Sds3dError
 from sds3d.evaluate.layers import TEACHER_FRAME
 from sds3d.evaluate.raycast import ELEVATION_DEG, SIDE
 from sds3d.evaluate.references import References, cache_folder
-from sds3d.generate import Parts, generate, standard_parts
+from sds3d.generate import Parts, generate
 from sds3d.optimize_config import ImageOptions, MethodName, OptimizeConfig
-from sds3d.teachers import load_teacher
 from sds3d.toybox.captions import plain_caption
 from sds3d.toybox.scenes import SceneSpec
 
 TILE = 128
 LEFT, TOP = 110, 24
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "ism": {"ode_steps": 4},
-    "sdi": {"ode_steps": 4},
-    "hifa": {"ode_steps": 4},
-    "reconstruction": {"guidance_rescale": 0.5},
-    "vsd": {"lora_learning_rate": 3e-3},
-}
-"""Options beside the defaults: fewer steps of the ODE, so that no method takes ten times as long as
-another, and a rate at which the twin learns within a few hundred steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +66,6 @@ class GridConfig:
     """The PNG."""
     page: Path = Path("docs/score-methods.md")
     """The page whose part between the marks "grid" is written anew."""
-
-
-class Passes:
-    """Counts the samples that a network is asked about, and those of every copy of it."""
-
-    samples = 0
-
-    def __call__(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.samples += len(inputs[0])
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Passes:
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +155,7 @@ def described(config: GridConfig, weights_sha256: str) -> str:
         f"{config.steps} steps, seed {config.seed}, guidance {config.guidance_scale:g}, azimuth "
         f"{config.azimuth_deg:g}°, {torch.get_num_threads()} threads, teacher "
         f"`{weights_sha256[:12]}`. Options beside the defaults: `RECIPES` in "
-        "`scripts/draw_score_methods.py`. So few pictures are no statistics."
+        "`scripts/method_runs.py`. So few pictures are no statistics."
     )
 
 
@@ -206,10 +180,7 @@ def main() -> int:
     references = References(cache_folder() / "references", frame=TEACHER_FRAME)
     rows: dict[str, list[Made]] = {}
     try:
-        parts = standard_parts(config.teacher)
-        teacher = load_teacher(config.teacher, resolve_device(config.device))
-        teacher.module.register_forward_pre_hook(counter := Passes())
-        parts = dataclasses.replace(parts, load_teacher=lambda *_: teacher)
+        parts, teacher, counter = counted_parts(config.teacher, config.device)
         for method in config.methods:
             rows[method] = []
             for prompt in config.prompts:
@@ -222,14 +193,7 @@ def main() -> int:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     grid(rows, config.prompts).save(config.out, optimize=True)
     part = f"{described(config, teacher.weights_sha256)}\n\n{table(rows)}"
-    before = config.page.read_text()
-    after = re.sub(
-        "<!-- grid -->.*?<!-- /grid -->",
-        lambda _: f"<!-- grid -->\n{part}\n<!-- /grid -->",
-        before,
-        flags=re.DOTALL,
-    )
-    config.page.write_text(after)
+    write_part(config.page, "grid", part)
     print(part)
     return 0
 

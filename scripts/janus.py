@@ -1,0 +1,233 @@
+"""Make the Janus part of docs/methods.md: how many sides of a mesh pass for its front?
+
+    python scripts/janus.py
+
+A teacher that is not told the camera is asked the same from every side, and an object may grow a
+front on each of them (the Janus problem). Meshes of kinds with a front are made without the camera,
+with prompts that name the view, with Perp-Neg beside these, and with the camera, from the same
+seeds. Three figures, on the file, against exact renders of the prompt's own scene:
+
+    azimuth  that of `sds3d evaluate`: the share of 24 views whose best match lies within 30
+             degrees of the side that they show;
+    turned   the same for the turn of the whole mesh that suits it best: an object that merely
+             looks another way has this one right, one with two fronts has not;
+    fronts   of the seven views every 45 degrees but the front's, the share that is nearer to the
+             exact front than to the exact side that it should show.
+
+Exact renders in the place of the mesh, and their front shown on every side, give the two ends.
+Runs that are finished in --work are taken as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, get_args
+
+import numpy as np
+import tyro
+
+from compare_methods import Made, caption, make, sheet, spec_of
+from method_runs import counted_parts, write_part
+from sds3d.config import DeviceName, PresetName
+from sds3d.errors import Sds3dError
+from sds3d.evaluate.layers import AZIMUTHS_DEG, Reference, Shape, color_weights, exact_views, pool
+from sds3d.evaluate.matching import BETWEEN_DEG, TOLERANCE_DEG, view_distances
+from sds3d.evaluate.measure import Judge
+from sds3d.evaluate.raycast import read_glb, render, require_embree
+from sds3d.evaluate.references import References, cache_folder
+from sds3d.generate import Parts
+from sds3d.optimize_config import OptimizeConfig
+from sds3d.presets import PRESETS, generate_config
+from sds3d.toybox.captions import plain_caption
+from sds3d.toybox.scenes import SceneSpec
+
+Setting = Literal["no camera", "view prompts", "Perp-Neg", "camera"]
+
+SETTINGS: dict[Setting, dict[str, Any]] = {
+    "no camera": {"camera_conditioning": False},
+    "view prompts": {"camera_conditioning": False, "view_prompts": "interpolated"},
+    "Perp-Neg": {"camera_conditioning": False, "view_prompts": "interpolated", "perp_neg": True},
+    "camera": {},
+}
+
+EVERY = 3
+"""Of the references' azimuths, 15 degrees apart, every third is looked at for `fronts`."""
+
+_CEILING_VARIATION = 4000  # none of the references
+
+
+@dataclass(frozen=True, kw_only=True)
+class JanusConfig:
+    """Measure how many sides of a mesh pass for its front, with and without view prompts."""
+
+    settings: tuple[Setting, ...] = get_args(Setting)
+    """Rows of the table and of the picture."""
+    prompts: tuple[str, ...] = ("yellow duck", "blue chair", "green teapot", "red car")
+    """Columns, as colour and kind; the kind must have a front."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds of the runs; the picture shows the first."""
+    guidance_scale: float = OptimizeConfig.guidance_scale
+    """Guidance of the runs without a camera and of those with it."""
+    preset: PresetName = "fast"
+    """Options of the runs but for these."""
+    teacher: str = "toybox"
+    """The embedded teacher, or the folder of one."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+    work: Path = Path("outputs/janus")
+    """Folder of the runs."""
+    out: Path = Path("docs/janus.png")
+    """The PNG."""
+    page: Path = Path("docs/methods.md")
+    """The page whose part between the marks "janus" is written anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """What the views of one thing say of its sides, each in [0, 1]; see the module."""
+
+    azimuth: float
+    turned: float
+    fronts: float
+
+
+NO_SIDES = Sides(azimuth=0.0, turned=0.0, fronts=1.0)
+"""Of a run without a mesh: a miss in every figure."""
+
+
+def sides(reference: Reference, weights: np.ndarray, views: np.ndarray) -> Sides:
+    """The figures of 24 + 24 pooled views [48, P, 4], at the references' azimuths and between them.
+
+    weights: one colouring, [1, 4, 6].
+    """
+    count = len(AZIMUTHS_DEG)
+    distances = view_distances(reference, weights, views, all_azimuths=True)[0].min(axis=0)
+    best = AZIMUTHS_DEG[distances[:, count:].argmin(axis=0)]
+    by_turn = [_share_within(best, BETWEEN_DEG + turn) for turn in AZIMUTHS_DEG]
+    shown = np.arange(EVERY, count, EVERY)
+    fronts = distances[0, shown] < distances[shown, shown]
+    return Sides(azimuth=by_turn[0], turned=max(by_turn), fronts=float(fronts.mean()))
+
+
+def _share_within(found_deg: np.ndarray, asked_deg: np.ndarray) -> float:
+    away = np.abs((found_deg - asked_deg + 180.0) % 360.0 - 180.0)
+    return float((away < TOLERANCE_DEG).mean())
+
+
+def exact_sides(spec: SceneSpec, references: References) -> tuple[Sides, Sides]:
+    """Those of another exact variation, and of one that shows its front on every side."""
+    azimuths = np.concatenate([AZIMUTHS_DEG, BETWEEN_DEG])
+    views = pool(exact_views(spec, _CEILING_VARIATION, azimuths, frame=references.frame))
+    reference, weights = references(Shape.of(spec)), color_weights([(spec.color, None)])
+    everywhere = np.broadcast_to(views[:1], views.shape)
+    return sides(reference, weights, views), sides(reference, weights, everywhere)
+
+
+def sides_of(made: Made, spec: SceneSpec, references: References) -> Sides:
+    """Those of the mesh of a run."""
+    if made.folder is None or made.measured.nearest is None:
+        return NO_SIDES
+    seen = read_glb(made.folder / "mesh.glb")
+    views = pool(render(seen, np.concatenate([AZIMUTHS_DEG, BETWEEN_DEG])))
+    return sides(references(Shape.of(spec)), color_weights([(spec.color, None)]), views)
+
+
+def options(config: JanusConfig, setting: Setting) -> OptimizeConfig:
+    """Of a run in this setting."""
+    chosen = PRESETS[config.preset].optimize
+    return dataclasses.replace(chosen, guidance_scale=config.guidance_scale, **SETTINGS[setting])
+
+
+def run(
+    config: JanusConfig, setting: Setting, prompt: str, seed: int, parts: Parts, judge: Judge
+) -> Made:
+    """The mesh of a prompt in a setting, made or found."""
+    given = generate_config(
+        config.preset,
+        prompt=plain_caption(spec_of(prompt)),
+        seed=seed,
+        teacher=config.teacher,
+        device=config.device,
+        out=config.work,
+        optimize=options(config, setting),
+    )
+    return make(given, spec_of(prompt), parts, judge)
+
+
+def table(rows: dict[Setting, list[tuple[Made, Sides]]], ends: list[tuple[Sides, Sides]]) -> str:
+    """A line for each setting, and the two ends."""
+    lines = [
+        "| | azimuth | at its best turn | fronts | R-Precision | silhouette IoU |",
+        "|---|---|---|---|---|---|",
+    ]
+    for setting, found in rows.items():
+        measured = [made.measured for made, _ in found]
+        lines.append(
+            f"| {setting} | {_means([one for _, one in found])} "
+            f"| {sum(one.retrieved for one in measured)} of {len(measured)} "
+            f"| {fmean(one.silhouette_iou for one in measured):.2f} |"
+        )
+    for end, name in enumerate(("exact renders", "their front on every side")):
+        lines.append(f"| *{name}* | {_means([pair[end] for pair in ends])} | | |")
+    return "\n".join(lines)
+
+
+def _means(found: list[Sides]) -> str:
+    """The three figures' means, as cells."""
+    names = ("azimuth", "turned", "fronts")
+    return " | ".join(f"{fmean(getattr(one, name) for one in found):.0%}" for name in names)
+
+
+def described(config: JanusConfig, weights_sha256: str) -> str:
+    """The picture, and how all of it was made."""
+    seeds = ", ".join(str(seed) for seed in config.seeds)
+    return (
+        f"![{len(config.prompts)} prompts, each from four sides, in {len(config.settings)} "
+        f"settings]({config.out.name})\n\n"
+        f"Preset `{config.preset}`, `--method sds`, guidance {config.guidance_scale:g}, teacher "
+        f"`{weights_sha256[:12]}`, means over {', '.join(config.prompts)} with the seeds {seeds}; "
+        "the picture shows the first seed from the front, the right, the back and the left."
+    )
+
+
+def main() -> int:
+    config = tyro.cli(JanusConfig)
+    config.work.mkdir(parents=True, exist_ok=True)
+    references = References(cache_folder() / "references")
+    judge = Judge(references, seed=0)
+    rows: dict[Setting, list[tuple[Made, Sides]]] = {}
+    try:
+        require_embree()
+        parts, teacher, _ = counted_parts(config.teacher, config.device)
+        for setting in config.settings:
+            rows[setting] = []
+            for seed in config.seeds:
+                for prompt in config.prompts:
+                    made = run(config, setting, prompt, seed, parts, judge)
+                    found = sides_of(made, spec_of(prompt), references)
+                    rows[setting].append((made, found))
+                    print(
+                        f"{setting}, {prompt}, seed {seed}: {caption(made.measured)}, {found}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    except Sds3dError as error:
+        print(f"janus: {error}", file=sys.stderr)
+        return error.exit_code
+    ends = [exact_sides(spec_of(prompt), references) for prompt in config.prompts]
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    first = len(config.prompts)
+    shown = {str(name): [made for made, _ in found[:first]] for name, found in rows.items()}
+    sheet(shown, config.prompts).save(config.out, optimize=True)
+    part = f"{described(config, teacher.weights_sha256)}\n\n{table(rows, ends)}"
+    write_part(config.page, "janus", part)
+    print(part)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
