@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gradio as gr
 
-from sds3d.teachers import EMBEDDED
 from sds3d.ui.api import Api
 from sds3d.ui.desk import Desk
 from sds3d.ui.distillation import Distillation
 from sds3d.ui.gallery import TEXT_TAB, Gallery
+from sds3d.ui.shipped import shipped_teachers
 from sds3d.ui.taxonomy import Catalogue
 from sds3d.ui.text_to_3d import TextTo3D
 from sds3d.ui.theme import TITLE
@@ -34,7 +34,7 @@ def build_app(
         # First, so that its names are not taken by handlers of the page.
         Api(desk).build()
         gr.Markdown(HEAD, elem_id="head")
-        text = TextTo3D(desk, [EMBEDDED], any_teacher=any_teacher)
+        text = TextTo3D(desk, list(shipped_teachers()), any_teacher=any_teacher)
         with gr.Tabs() as tabs:
             with gr.Tab("Text to 3D", id=TEXT_TAB):
                 text.build(demo)

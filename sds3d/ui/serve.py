@@ -18,10 +18,10 @@ from sds3d.errors import OutputError, Sds3dError
 from sds3d.jobs.limits import LimitsConfig
 from sds3d.jobs.service import JobService
 from sds3d.jobs.supervisor import WORKER_COMMAND, Supervisor
-from sds3d.teachers import EMBEDDED
 from sds3d.ui.config import AppConfig
 from sds3d.ui.desk import Desk
 from sds3d.ui.processes import COMMAND, Processes
+from sds3d.ui.shipped import shipped_teachers
 from sds3d.ui.trainings import Trainings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def serving(
     `worker_command` and `command` take the place of the program's own processes. Raises
     StoreInUse where another server has the folder, and OutputError where the port is taken.
     """
-    limits = limits or LimitsConfig(teachers=None if config.is_local else (EMBEDDED,))
+    limits = limits or LimitsConfig(teachers=None if config.is_local else shipped_teachers())
     with contextlib.ExitStack() as stack:
         # First, because it is what most likely fails.
         listening = stack.enter_context(_listen(config))

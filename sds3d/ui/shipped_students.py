@@ -16,22 +16,16 @@ from sds3d.preview import PreviewConfig
 from sds3d.teachers import EMBEDDED
 from sds3d.ui import pieces
 from sds3d.ui.processes import Processes
+from sds3d.ui.shipped import STUDENTS, shipped_students
 from sds3d.ui.taxonomy import Catalogue, card_html
 from sds3d.ui.teacher_preview import draw
 
-STUDENTS = {"toybox-guided": "guidance"}
-"""Names of folders among the assets, and the methods that made them."""
 STEPS = (4, 8, 16, 24)
 GUIDANCE = 3.0
 NONE_SHIPPED = (
     "No student of the toybox teacher ships with this version. The teacher itself can be asked "
     "for few steps and for many: that is the gap a student closes."
 )
-
-
-def shipped_students() -> list[str]:
-    """Those that are there."""
-    return [name for name in STUDENTS if (shipped(name) / "model_index.json").is_file()]
 
 
 class ShippedStudents:

@@ -16,7 +16,7 @@ import pytest
 from sds3d.distill.refusals import GROUND_HAS
 from sds3d.distill.run import DistillConfig
 from sds3d.errors import BadInput, ConfigError
-from sds3d.ui import shipped_students
+from sds3d.ui import shipped, shipped_students
 from sds3d.ui.distillation import MOST, Distillation
 from sds3d.ui.processes import CommandFailed, Processes
 from sds3d.ui.taxonomy import GROUNDS, TOYBOX, Catalogue, card_html, tree_html
@@ -222,29 +222,31 @@ def test_a_failure_says_why(tab: Distillation, trainings: Trainings) -> None:
     assert "does not go with this ground" in tab.refresh(keys)[0]
 
 
-@pytest.mark.parametrize("shipped", [True, False])
+@pytest.mark.parametrize("ships", [True, False])
 def test_toybox_shows_what_ships(
-    tab: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: bool
+    tab: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ships: bool
 ) -> None:
-    if shipped:
+    if ships:
         folder = tmp_path / "toybox-guided"
         folder.mkdir()
         (folder / "model_index.json").write_text("{}")
         (folder / "README.md").write_text("# Card\n\nIt needs *one* pass <b>.\n\nMore.\n")
-    monkeypatch.setattr(shipped_students, "shipped", lambda name: tmp_path / name)
+    for module in (shipped, shipped_students):
+        monkeypatch.setattr(module, "shipped", lambda name: tmp_path / name)
+    assert shipped.shipped_teachers() == ("toybox", "toybox-guided")[: 1 + ships]
     label = next(label for label, name in GROUNDS.items() if name == TOYBOX)
     live, other, *rest = tab.choose(label, ["meanflow"])
     assert (live["visible"], other["visible"], len(rest)) == (False, True, 4)
     said = tab.train(label, ["meanflow"], 1, 40, 0, *ADVANCED)[0]
     assert "give one on which students train" in said
     about = tab.shipped.describe()
-    assert ("It needs one pass &lt;b&gt;." in about) is shipped
-    assert ("No student of the toybox teacher ships" in about) is not shipped
+    assert ("It needs one pass &lt;b&gt;." in about) is ships
+    assert ("No student of the toybox teacher ships" in about) is not ships
     drawn = tab.shipped.compare("a red mushroom", 8, 0)
-    assert drawn.count("<img") == (3 if shipped else 2)
+    assert drawn.count("<img") == (3 if ships else 2)
     assert "48 evaluations" in drawn
     assert "16 evaluations" in drawn
-    assert ("8 evaluations: guidance is in its weights" in drawn) is shipped
+    assert ("8 evaluations: guidance is in its weights" in drawn) is ships
     assert "prompt is empty" in tab.shipped.compare(" ", 8, 0)
     assert "nothing known in" in tab.shipped.compare("a unicorn", 8, 0)
 

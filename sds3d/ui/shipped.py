@@ -1,0 +1,19 @@
+"""What ships beside the embedded teacher: its students, where they are there."""
+
+from __future__ import annotations
+
+from sds3d.assets import shipped
+from sds3d.teachers import EMBEDDED
+
+STUDENTS = {"toybox-guided": "guidance"}
+"""Names of folders among the assets, and the methods that made them."""
+
+
+def shipped_students() -> list[str]:
+    """Those that are there."""
+    return [name for name in STUDENTS if (shipped(name) / "model_index.json").is_file()]
+
+
+def shipped_teachers() -> tuple[str, ...]:
+    """The teachers that every place can offer: the embedded one, and its students."""
+    return (EMBEDDED, *shipped_students())
