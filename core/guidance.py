@@ -15,7 +15,7 @@ from core.denoiser import (
     Guidance,
     GuidedPrediction,
 )
-from core.prediction import Parametrisation, Prediction
+from core.prediction import Prediction
 from core.schedule import NoiseSchedule
 
 __all__ = ["EmbeddedGuidance", "EmbedsGuidance", "GuidanceRescale", "Unconditional", "guided"]
@@ -76,13 +76,12 @@ def guided(denoiser: Denoiser, guidance_scale: float) -> Denoiser:
 class GuidanceRescale:
     """Guidance whose output keeps the spread of the conditional one (arXiv 2305.08891, Sec. 3.4).
 
-    With y the reading of a prediction in `space`, std over all of a sample's elements:
+    With std over all of a sample's elements:
 
-        y = phi (std(y_cond) / std(y_guided)) y_guided + (1 - phi) y_guided,    phi = `rescale`.
+        x0 = phi (std(x0_cond) / std(x0_guided)) x0_guided + (1 - phi) x0_guided,  phi = `rescale`.
 
-    The paper rescales the network's own output (space = EPS or V_PREDICTION); MVDream
-    (arXiv 2308.16512) rescales x0, which is what matters to score distillation. A Guidance
-    itself: 0 leaves `guidance` as it is.
+    The paper rescales the network's own output, eps or v; MVDream (arXiv 2308.16512) rescales x0,
+    which is what matters to score distillation. A Guidance itself: 0 leaves `guidance` as it is.
 
     `views` consecutive samples share one factor, so that the views of one object keep their
     relative contrast; the batch must be a multiple of it.
@@ -90,7 +89,6 @@ class GuidanceRescale:
 
     guidance: Guidance
     rescale: float
-    space: Parametrisation = Parametrisation.X0
     views: int = 1
 
     def __post_init__(self) -> None:
@@ -110,14 +108,14 @@ class GuidanceRescale:
         parts = self.guidance.parts(x_t, t, cond)
         if self.rescale == 0:
             return parts
-        guided = parts.guided.read(self.space)
-        wanted = self._std(parts.conditional.read(self.space))
+        guided = parts.guided.x0
+        wanted = self._std(parts.conditional.x0)
         found = self._std(guided)
         # A constant output has no spread to bring back.
         factor = torch.where(found > 0, wanted / found.where(found > 0, 1.0), 1.0)
         factor = self.rescale * factor + (1 - self.rescale)
-        value = factor.reshape(-1, *[1] * (x_t.ndim - 1)) * guided
-        prediction = Prediction(value, self.space, x_t, t, self.schedule)
+        x0 = factor.reshape(-1, *[1] * (x_t.ndim - 1)) * guided
+        prediction = Prediction.from_x0(x0, x_t, t, self.schedule)
         return replace(parts, guided=prediction)
 
     def _std(self, values: Tensor) -> Tensor:

@@ -2,12 +2,19 @@
 
 Such a teacher (core.guidance.EmbedsGuidance) answers for guidance in one pass, and so knows only
 the guidance that it was distilled from: of a prompt with a camera against nothing, at a range of
-scales. Teachers that are contrasted in two passes are asked anything.
+scales. Teachers that are contrasted in two passes are asked anything. FLUX.1-dev is one of these
+though it takes a scale too: its own (--embedded-guidance) belongs to both of the passes.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+
+from core.denoiser import Conditioning
 from core.guidance import EmbedsGuidance
+from core.teachers.teacher import takes_guidance
 
 from .config import TeacherName
 from .errors import ConfigError
@@ -18,16 +25,49 @@ ONE_ANSWER_METHODS = ("sds", "sjc", "hifa", "cds")
 
 
 def check_guidance(
-    teacher: object, name: TeacherName, guidance_scale: float, negative_prompt: str = ""
+    teacher: object,
+    name: TeacherName,
+    guidance_scale: float,
+    negative_prompt: str = "",
+    *,
+    scale_flag: str = "--guidance-scale",
 ) -> None:
-    """Raise ConfigError, with the remedy, where the teacher of that name embeds other guidance."""
+    """Raise ConfigError, with the remedy, where the teacher of that name embeds other guidance.
+
+    `scale_flag` is where the scale comes from.
+    """
     if not isinstance(teacher, EmbedsGuidance):
         return
-    _check_scale(teacher, name, "--guidance-scale", guidance_scale)
+    _check_scale(teacher, name, scale_flag, guidance_scale)
     if negative_prompt:
         raise ConfigError(
             f"--negative-prompt is {negative_prompt[:60]!r}: what {name} contrasts prompts with is "
             "in its weights, leave it out, or give --teacher toybox"
+        )
+
+
+def embed(cond: Conditioning, scale: float) -> Conditioning:
+    """`cond` with the embedded guidance at `scale`, where a teacher set one; 0 leaves that.
+
+    Both halves of a contrast get it: they are answers of one model.
+    """
+    if scale == 0:
+        return cond
+    uncond = None if cond.uncond is None else embed(cond.uncond, scale)
+    given = cond.guidance_scale
+    return replace(
+        cond,
+        uncond=uncond,
+        guidance_scale=None if given is None else torch.full_like(given, scale),
+    )
+
+
+def check_embedded(scale: float, *teachers: object) -> None:
+    """Raise ConfigError where an embedded guidance is asked for that none of the teachers takes."""
+    if scale > 0 and not any(map(takes_guidance, teachers)):
+        raise ConfigError(
+            f"--embedded-guidance is {scale:g}: this teacher takes no guidance as an input, as "
+            "FLUX.1-dev does; leave it out and give --guidance-scale"
         )
 
 
@@ -41,12 +81,17 @@ def _check_scale(teacher: EmbedsGuidance, name: TeacherName, flag: str, scale: f
 
 
 def check_supervision(
-    teacher: object, name: TeacherName, options: OptimizeConfig, negative_prompt: str
+    teacher: object,
+    name: TeacherName,
+    options: OptimizeConfig,
+    negative_prompt: str,
+    *,
+    scale_flag: str = "--guidance-scale",
 ) -> None:
     """`check_guidance` of all options of a run."""
     if not isinstance(teacher, EmbedsGuidance):
         return
-    check_guidance(teacher, name, options.guidance_scale, negative_prompt)
+    check_guidance(teacher, name, options.guidance_scale, negative_prompt, scale_flag=scale_flag)
     second = options.refine
     if second.refine_steps > 0 and second.refine_guidance_scale > 0 and not second.refine_teacher:
         _check_scale(teacher, name, "--refine-guidance-scale", second.refine_guidance_scale)

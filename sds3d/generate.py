@@ -23,6 +23,7 @@ from .errors import Interrupted, RunError, TeacherError, TooLittleMemory, is_out
 from .events import Event, Listener, Result, Stage, Step, Warning, ignore_event
 from .refine import (
     check_refine_teacher,
+    check_second_stage,
     first_stage,
     numbered,
     refine,
@@ -105,6 +106,15 @@ def standard_parts(teacher: TeacherName) -> Parts:
     return Parts(load_teacher=load_teacher, optimize=optimize, write_files=write_files)
 
 
+def with_loaded(parts: Parts, name: TeacherName, device: DeviceName, teacher: Teacher) -> Parts:
+    """The parts with this teacher at hand; another one, of a second stage, is read as before."""
+
+    def load_teacher(wanted: TeacherName, where: DeviceName) -> Teacher:
+        return teacher if (wanted, where) == (name, device) else parts.load_teacher(wanted, where)
+
+    return dataclasses.replace(parts, load_teacher=load_teacher)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generated:
     """A finished run: its folder and the content of its result.json."""
@@ -137,11 +147,15 @@ def generate(
     """
     make_writable_folder(config.out)
     parts = parts or _standard_parts(config)
+    from .embedded_guidance import check_embedded
+
     check_refine_teacher(config)
     config = dataclasses.replace(config, device=resolve_device(config.device))
+    second = check_second_stage(config)
     started = time.perf_counter()
     on_event(Stage("teacher"))
     teacher = _load_teacher(parts, config, on_event)
+    check_embedded(config.optimize.embedded_guidance, teacher, second)
     seconds = {"teacher": time.perf_counter() - started}
     run = RunFolder.create(config, teacher.weights_sha256, on_event)
     with run.locked(), _interruptible(run):
@@ -176,6 +190,7 @@ def resume(
         result = run.result()
         if result is not None and made_every_step(result, run.config) and not run.verify():
             return _finished(run, result)
+        check_second_stage(config)
         started = time.perf_counter()
         run.emit(Stage("teacher"))
         teacher = _load_same_teacher(parts, run, config)

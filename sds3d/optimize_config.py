@@ -98,6 +98,8 @@ class RefineOptions:
     """Cameras in each step of the second stage."""
     refine_guidance_scale: float = 0.0
     """Classifier-free guidance of the second stage; 0 is the first stage's."""
+    refine_perp_neg: bool = field(default=True, metadata=ADDED_LATER)
+    """Whether the second stage avoids the other views' prompts too, where the first one does."""
     refine_timesteps: tuple[float, float] = (0.02, 0.5)
     """Smallest and largest diffusion time of the second stage."""
     refine_fovy_range_deg: tuple[float, float] = (30.0, 45.0)
@@ -146,12 +148,16 @@ class OptimizeConfig:
     """Classifier-free guidance: uncond + s (cond - uncond)."""
     method: MethodName = field(default="sds", metadata=ADDED_LATER)
     """How the teacher's score becomes a gradient."""
+    embedded_guidance: float = field(default=0.0, metadata=ADDED_LATER)
+    """The scale that a teacher such as FLUX.1-dev takes as an input; 0 is its published one."""
     guidance_rescale: float = field(default=0.0, metadata=ADDED_LATER)
     """Share by which the guided image's contrast is brought back to the unguided one's."""
     perturbations: int = field(default=4, metadata=ADDED_LATER)
     """Noises averaged in each view (sjc)."""
     timestep_interval: float = field(default=0.05, metadata=ADDED_LATER)
     """Time between the two neighbours that are compared (ism, cds)."""
+    inversion_eta: float = field(default=0.3, metadata=ADDED_LATER)
+    """Noise that each step of the inversion adds, as a share of DDPM's (sdi)."""
     ode_steps: int = field(default=10, metadata=ADDED_LATER)
     """Steps toward the image's own noise (ism, sdi) or toward the clean image (hifa)."""
     image_weight: float = field(default=0.1, metadata=ADDED_LATER)
@@ -279,6 +285,8 @@ class OptimizeConfig:
             choices = get_args(allowed)
             require(value in choices, flag, value, f"give one of {', '.join(choices)}")
         require_number("--guidance-rescale", self.guidance_rescale, 0, 1)
+        require_number("--embedded-guidance", self.embedded_guidance, 0, 100)
+        require_number("--inversion-eta", self.inversion_eta, 0, 1)
         require_number("--timestep-end", self.timestep_end, 0, 1, open_low=True)
         require_number("--perturbations", self.perturbations, 1, 64)
         require_number("--timestep-interval", self.timestep_interval, 1e-3, 0.5)

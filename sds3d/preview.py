@@ -49,6 +49,8 @@ class PreviewConfig:
     """Seed of the noise that the pictures are made from."""
     guidance_scale: float = 3.0
     """Classifier-free guidance: uncond + s (cond - uncond)."""
+    embedded_guidance: float = 0.0
+    """The scale that a teacher such as FLUX.1-dev takes as an input; 0 is its published one."""
     sample_steps: int = 24
     """Steps from noise to picture."""
     teacher: TeacherName = "toybox"
@@ -64,6 +66,7 @@ class PreviewConfig:
         object.__setattr__(self, "negative_prompt", negative)
         require_number("--seed", self.seed, 0, 2**63 - 1)
         require_number("--guidance-scale", self.guidance_scale, 0, 1000)
+        require_number("--embedded-guidance", self.embedded_guidance, 0, 100)
         require_number("--sample-steps", self.sample_steps, 1, 1000)
 
 
@@ -77,11 +80,12 @@ def preview(config: PreviewConfig, on_event: Listener = ignore_event) -> Path:
 
     teacher_folder(config.teacher)
     from .device import resolve_device
-    from .embedded_guidance import check_guidance
+    from .embedded_guidance import check_embedded, check_guidance
     from .export import export_contact_sheet
 
     teacher = load_teacher(config.teacher, resolve_device(config.device))
     check_guidance(teacher, config.teacher, config.guidance_scale, config.negative_prompt)
+    check_embedded(config.embedded_guidance, teacher)
     warning = check_prompt(teacher, config.prompt)
     if warning is not None:
         on_event(Warning(warning))
@@ -112,12 +116,13 @@ def draw_views(teacher: Teacher, config: PreviewConfig) -> np.ndarray:
         views_per_object,
     )
 
+    from .embedded_guidance import embed
     from .view_prompts import view_texts
     from .views import ring
 
     together = views_per_object(teacher)
     texts = [config.prompt] if takes_camera(teacher) else view_texts(config.prompt)
-    cond = teacher.encode(texts, config.negative_prompt)
+    cond = embed(teacher.encode(texts, config.negative_prompt), config.embedded_guidance)
     free_text_encoders(teacher)
     device = teacher.device
     camera = torch.tensor(list(VIEWS.values()), device=device)

@@ -161,6 +161,7 @@ SDI = Preset(
         timestep_policy="linear",
         timestep_max=(0.98, 0.25),
         timestep_min=(0.98, 0.25),
+        inversion_eta=0.3,
         ode_steps=10,
         view_prompts="interpolated",
         perp_neg=True,
@@ -171,7 +172,7 @@ SDI = Preset(
     mesh=_MESH,
 )
 """Score distillation via inversion (arXiv 2405.15891), threestudio's sdi.yaml: one time that falls
-from 0.98 to 0.25, 10 steps of inversion, at 512 px. Its eta of 0.3 is `core`'s own."""
+from 0.98 to 0.25, 10 steps of inversion, at 512 px."""
 
 CSD = Preset(
     teacher="deepfloyd-if",
@@ -190,6 +191,7 @@ CSD = Preset(
             refine_teacher="sd21",
             refine_steps=10_000,
             refine_resolution=512,
+            refine_perp_neg=False,
             refine_timesteps=(0.02, 0.5),
             tetrahedra_resolution=256,
             surface_learning_rate=1e-3,
@@ -200,8 +202,8 @@ CSD = Preset(
     mesh=_MESH,
 )
 """Classifier score distillation (arXiv 2310.19415), its own csd-if.yaml and csd-sd-refine.yaml: a
-field by DeepFloyd IF at 64 px, then its mesh by Stable Diffusion at 512 px. The weights that its
-negative prompt takes on over time are not followed."""
+field by DeepFloyd IF at 64 px, then its mesh by Stable Diffusion at 512 px, without Perp-Neg there.
+The weights that its negative prompt takes on over time are not followed."""
 
 MVDREAM = Preset(
     teacher="mvdream",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .atomic import make_writable_folder, write_atomic
 from .checkpoints import CheckpointFile
 from .config import DeviceName, GenerateConfig, TeacherName
-from .errors import TeacherError
+from .errors import ConfigError, TeacherError
 from .events import Event, Listener, Step
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = [
     "REFINE_FOLDER",
     "SecondStage",
     "check_refine_teacher",
+    "check_second_stage",
     "first_stage",
     "numbered",
     "refine",
@@ -73,6 +74,39 @@ def check_refine_teacher(config: GenerateConfig, *, fetch: bool = True) -> None:
         raise TeacherError(f"for --refine-teacher: {error}") from error
 
 
+def check_second_stage(config: GenerateConfig) -> object:
+    """Raise where a second stage asks of a teacher of its own what that one cannot do.
+
+    By its outline, which is returned (None without such a teacher), before the first stage is
+    spent: `config.device` is "cpu" or "cuda". Raises TeacherError, and ConfigError that names the
+    option.
+    """
+    refine = config.optimize.refine
+    if refine.refine_steps == 0 or refine.refine_teacher in ("", config.teacher):
+        return None
+    stage = second_stage(config)
+    from core.teachers.teacher import views_per_object
+
+    from .embedded_guidance import check_supervision
+    from .supervision import check_views
+    from .teachers import outline_teacher
+
+    teacher = outline_teacher(stage.teacher, stage.device)
+    try:
+        together = views_per_object(teacher)
+        check_views(stage.optimize, together, "--refine-views-per-step")
+        check_supervision(
+            teacher,
+            stage.teacher,
+            stage.optimize,
+            stage.negative_prompt,
+            scale_flag="--refine-guidance-scale",
+        )
+    except ConfigError as error:
+        raise ConfigError(f"for --refine-teacher {stage.teacher}: {error}") from error
+    return teacher
+
+
 def first_stage(config: GenerateConfig) -> GenerateConfig:
     """The options of the first stage: steps after the plan belong to the last one."""
     if config.optimize.refine.refine_steps == 0:
@@ -89,6 +123,7 @@ def second_stage(config: GenerateConfig) -> GenerateConfig:
         steps=refine.refine_steps,
         guidance_scale=refine.refine_guidance_scale or options.guidance_scale,
         views_per_step=refine.refine_views_per_step,
+        perp_neg=options.perp_neg and refine.refine_perp_neg,
         timestep_min=(low, low),
         timestep_max=(high, high),
         timestep_policy="uniform",

@@ -41,6 +41,7 @@ from core.teachers.teacher import (
 )
 from core.timesteps import Pace, TimestepPolicy, TimestepWindow, WeightedNonIncreasing
 
+from .embedded_guidance import embed
 from .errors import ConfigError
 from .fake_score import FakeScore
 from .optimize_config import OptimizeConfig
@@ -147,6 +148,7 @@ class Supervision:
                     denoiser=self.guidance(scale, views),
                     inverter=self._contrast(opposite, views),
                     inversion_steps=options.ode_steps,
+                    eta=options.inversion_eta,
                     weighting=weighting,
                 )
             case "nfsd":
@@ -244,23 +246,27 @@ def supervise(
 
     Raises ConfigError where the options ask of the teacher what it cannot do.
     """
-    _check_views(options, teacher)
+    check_views(options, views_per_object(teacher))
+
+    def encode(prompts: list[str] | str, negative_prompt: str = "") -> Conditioning:
+        return embed(teacher.encode(prompts, negative_prompt), options.embedded_guidance)
+
     negative = None
     if options.method == "nfsd":
         # Here the negative prompt is not what guidance contrasts with.
-        negative = teacher.encode(negative_prompt or NFSD_NEGATIVE_PROMPT)
+        negative = encode(negative_prompt or NFSD_NEGATIVE_PROMPT)
         negative = replace(negative, uncond=None)
         negative_prompt = ""
     view_prompts = None
     if options.view_prompts != "none":
         view_prompts = ViewPrompts(
-            texts=teacher.encode(view_texts(prompt), negative_prompt),
+            texts=encode(view_texts(prompt), negative_prompt),
             interpolated=options.view_prompts == "interpolated",
         )
     return Supervision(
         options=options,
         teacher=teacher,
-        cond=teacher.encode(prompt, negative_prompt),
+        cond=encode(prompt, negative_prompt),
         view_prompts=view_prompts,
         negative=negative,
         fake=_fake_score(options, teacher, seed) if options.method == "vsd" else None,
@@ -268,9 +274,11 @@ def supervise(
     )
 
 
-def _check_views(options: OptimizeConfig, teacher: Encoder) -> None:
-    """Whether the views of a step are what the teacher judges together."""
-    together = views_per_object(teacher)
+def check_views(options: OptimizeConfig, together: int, flag: str = "--views-per-step") -> None:
+    """Raise ConfigError where a teacher that judges `together` views at once gets other numbers.
+
+    `flag` is where the number of views in a step comes from.
+    """
     if together == 1 or not options.camera_conditioning:
         return
     if options.target == "image":
@@ -280,7 +288,7 @@ def _check_views(options: OptimizeConfig, teacher: Encoder) -> None:
         )
     if options.views_per_step % together:
         raise ConfigError(
-            f"--views-per-step is {options.views_per_step}: this teacher judges {together} views "
+            f"{flag} is {options.views_per_step}: this teacher judges {together} views "
             f"of an object together; give {together} or a multiple of it"
         )
     refine = options.refine

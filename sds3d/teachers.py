@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -166,14 +167,7 @@ def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | Pretr
     Raises TeacherError where its weights are missing, damaged, or not those that were shipped,
     and ConfigError where the user's config asks for what it does not have.
     """
-    folder = look_at(name)
-    require_kind(folder)
-    try:
-        teacher = _load(folder, device)
-    except TeacherWeightsError as error:
-        raise TeacherError(str(error)) from error
-    except TeacherOptionError as error:
-        raise ConfigError(f"{config_path()}: [teacher] {error}") from error
+    folder, teacher = _read(name, device)
     pinned = pinned_sha256(folder.path)
     if pinned is not None and pinned != teacher.weights_sha256:
         raise TeacherError(
@@ -181,6 +175,28 @@ def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | Pretr
             f"{teacher.weights_sha256[:12]}, not {pinned[:12]}): install the package again"
         )
     return teacher
+
+
+def outline_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | PretrainedTeacher:
+    """What `load_teacher` would give, by its shapes alone, on torch's meta device.
+
+    It refuses what the real one refuses and takes no memory. The embedded ones, which are small,
+    are read whole, to the CPU. Raises as `load_teacher` does.
+    """
+    return _read(name, device, outline=True)[1]
+
+
+def _read(
+    name: TeacherName, device: DeviceName, *, outline: bool = False
+) -> tuple[TeacherFolder, ToyboxTeacher | PretrainedTeacher]:
+    folder = look_at(name)
+    require_kind(folder)
+    try:
+        return folder, _load(folder, device, outline=outline)
+    except TeacherWeightsError as error:
+        raise TeacherError(str(error)) from error
+    except TeacherOptionError as error:
+        raise ConfigError(f"{config_path()}: [teacher] {error}") from error
 
 
 def held_as(teacher: object) -> dict[str, Any]:
@@ -207,19 +223,24 @@ def require_same_size(before: Mapping[str, Any], now: Mapping[str, Any], what: s
         )
 
 
-def _load(folder: TeacherFolder, device: DeviceName) -> ToyboxTeacher | PretrainedTeacher:
+def _load(
+    folder: TeacherFolder, device: DeviceName, *, outline: bool
+) -> ToyboxTeacher | PretrainedTeacher:
     if folder.class_name == "ToyboxTeacher":
         from core.teachers.toybox import ToyboxTeacher
 
-        return ToyboxTeacher.load(folder.path, device=device)
+        return ToyboxTeacher.load(folder.path, device="cpu" if outline else device)
     if folder.class_name == "GuidedToyboxTeacher":
         from core.teachers.toybox_guided import load_guided
 
-        return load_guided(folder.path, TOYBOX_FOLDER, device=device)
+        return load_guided(folder.path, TOYBOX_FOLDER, device="cpu" if outline else device)
     from core.teachers.teacher import TeacherOptions
 
-    options = TeacherOptions(**read_user_config().teacher)
-    return family(folder).load(folder.path, device=device, options=options)
+    kind, options = family(folder), TeacherOptions(**read_user_config().teacher)
+    if not outline:
+        return kind.load(folder.path, device=device, options=options)
+    options = replace(options, dtype=kind.dtype_on(device, options))
+    return kind.load(folder.path, device="meta", options=options)
 
 
 def family(folder: TeacherFolder) -> type[PretrainedTeacher]:

@@ -25,7 +25,7 @@ from core.teachers.errors import TeacherOptionError
 from core.teachers.folder import TeacherFolder, read_folder
 from core.teachers.loading import choose_dtype, load_model, load_tokenizer
 from core.teachers.lora import LoraDenoiser, LoraPlaces, adapt
-from core.teachers.teacher import PromptNote, TeacherOptions
+from core.teachers.teacher import DTYPES, DTypeName, PromptNote, TeacherOptions
 
 __all__ = ["LatentPretrainedTeacher", "PretrainedTeacher", "TextFeatures", "TextReader"]
 
@@ -108,6 +108,12 @@ class PretrainedTeacher(ABC):
             found.component(reader.encoder, reader.encoder_class.__name__)
             found.component(reader.tokenizer)
         return teacher
+
+    @classmethod
+    def dtype_on(cls, device: torch.device | str, options: TeacherOptions) -> DTypeName:
+        """The dtype that the weights would have on `device`."""
+        dtype = choose_dtype(options.dtype, torch.device(device), cls.published_dtype)
+        return next(name for name, known in DTYPES.items() if known is dtype)
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "noise_shape",
     "set_aside",
     "takes_camera",
+    "takes_guidance",
     "views_per_object",
 ]
 
@@ -148,6 +149,12 @@ class _SaysCamera(Protocol):
 
 
 @runtime_checkable
+class _SaysGuidance(Protocol):
+    @property
+    def takes_guidance(self) -> bool: ...
+
+
+@runtime_checkable
 class _JoinsViews(Protocol):
     @property
     def views_per_object(self) -> int: ...
@@ -196,6 +203,11 @@ def set_aside(teacher: object) -> Iterator[None]:
 def takes_camera(teacher: Denoiser) -> bool:
     """Whether `teacher` looks at the camera of a Conditioning; those that do not say so do."""
     return not isinstance(teacher, _SaysCamera) or teacher.takes_camera
+
+
+def takes_guidance(teacher: object) -> bool:
+    """Whether `teacher` reads cond.guidance_scale and leaves room for guidance around it."""
+    return isinstance(teacher, _SaysGuidance) and teacher.takes_guidance
 
 
 def views_per_object(teacher: Denoiser) -> int:

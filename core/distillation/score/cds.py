@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from core.denoiser import Conditioning, Denoiser
+from core.distillation.score.inversion import START
 from core.distillation.score.sds import Weighting, x0_weighting
 from core.schedule import diffuse, per_sample
 from core.solvers.ddim import ddim_step
@@ -35,7 +36,6 @@ class CDS:
     denoiser: Denoiser
     interval: float = 0.05
     noise_seed: int = 0
-    start: float = 0.02
     weighting: Weighting = x0_weighting
 
     def __post_init__(self) -> None:
@@ -58,9 +58,9 @@ class CDS:
     def gradient_at(
         self, x: Tensor, t: Tensor, eps: Tensor, cond: Conditioning | None = None
     ) -> Tensor:
-        """The gradient for a given noise eps [B, ...]. Times below start + interval are raised."""
+        """The gradient for a given noise eps [B, ...]. Times below START + interval are raised."""
         schedule = self.denoiser.schedule
-        t = t.clamp(min=self.start + self.interval)
+        t = t.clamp(min=START + self.interval)
         s = t - self.interval
         at_t = self.denoiser(diffuse(schedule, x, eps, t), t, cond)
         at_s = self.denoiser(ddim_step(at_t, s), s, cond)

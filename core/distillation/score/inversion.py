@@ -9,7 +9,10 @@ from core.denoiser import Conditioning, Denoiser
 from core.schedule import noise_like, per_sample
 from core.solvers.ddim import ddim_coefficients, ddim_step
 
-__all__ = ["ddim_invert"]
+__all__ = ["START", "ddim_invert"]
+
+START = 0.02
+"""The least time at which a denoiser is asked for the noise of an image."""
 
 
 @torch.no_grad()
@@ -20,7 +23,7 @@ def ddim_invert(
     cond: Conditioning | None = None,
     *,
     steps: int,
-    start: float = 0.02,
+    start: float = START,
     eta: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.denoiser import Conditioning, Denoiser
-from core.distillation.score.inversion import ddim_invert
+from core.distillation.score.inversion import START, ddim_invert
 from core.distillation.score.sds import Weighting, x0_weighting
 from core.schedule import per_sample
 from core.solvers.ddim import ddim_step
@@ -34,7 +34,6 @@ class ISM:
     inverter: Denoiser
     interval: float = 0.05
     inversion_steps: int = 5
-    start: float = 0.02
     weighting: Weighting = x0_weighting
 
     def __post_init__(self) -> None:
@@ -47,11 +46,11 @@ class ISM:
     def gradient(
         self, x: Tensor, t: Tensor, cond: Conditioning | None, generator: torch.Generator
     ) -> Tensor:
-        """Nothing is drawn from `generator`. Times up to `start` + interval begin at `start`."""
+        """Nothing is drawn from `generator`. Times up to START + interval begin at START."""
         schedule = self.denoiser.schedule
-        t = t.clamp(min=self.start + self.interval)
+        t = t.clamp(min=START + self.interval)
         s = t - self.interval
-        x_s = ddim_invert(self.inverter, x, s, cond, steps=self.inversion_steps, start=self.start)
+        x_s = ddim_invert(self.inverter, x, s, cond, steps=self.inversion_steps)
         at_s = self.inverter(x_s, s, cond)
         at_t = self.denoiser(ddim_step(at_s, t), t, cond)
         scale = self.weighting(schedule, t) * schedule.sigma(t) / schedule.alpha(t)

@@ -19,6 +19,9 @@ NFSD_NEGATIVE_PROMPT = (
 )
 """What stands for images outside the domain (arXiv 2310.17590)."""
 
+NOISE_FREE_BELOW = 0.2
+"""The t below which eps_uncond is taken to hold no noise: the paper's 200 of 1000 timesteps."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NFSD:
@@ -27,7 +30,7 @@ class NFSD:
     delta_C = eps_guided - eps_uncond, the direction of the prompt (for scale s, s times
     eps_cond - eps_uncond), and delta_D the direction of the domain: what is left of eps_uncond
     when the noise in it is gone. That is eps_uncond itself where there is little noise,
-    t < `noise_free_below`, and eps_uncond - eps_negative above, where `negative` describes images
+    t < 0.2, and eps_uncond - eps_negative above, where `negative` describes images
     outside the domain, so that the noise common to both cancels.
 
     Below the limit it is SDS without the subtracted eps: the same expectation. Above, with
@@ -37,7 +40,6 @@ class NFSD:
     guidance: Guidance
     denoiser: Denoiser
     negative: Conditioning
-    noise_free_below: float = 0.2
     weighting: Weighting = x0_weighting
 
     def gradient(
@@ -55,7 +57,7 @@ class NFSD:
         parts = self.guidance.parts(x_t, t, cond)
         unconditional = parts.unconditional.eps
         negative = self.denoiser(x_t, t, self.negative.expand(len(x))).eps
-        noisy = per_sample((t >= self.noise_free_below).to(x.dtype), x)
+        noisy = per_sample((t >= NOISE_FREE_BELOW).to(x.dtype), x)
         of_domain = unconditional - noisy * negative
         of_prompt = parts.guided.eps - unconditional
         scale = self.weighting(schedule, t) * schedule.sigma(t) / schedule.alpha(t)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.denoiser import Conditioning, Denoiser
-from core.distillation.score.inversion import ddim_invert
+from core.distillation.score.inversion import START, ddim_invert
 from core.distillation.score.sds import Weighting, x0_weighting
 from core.schedule import per_sample
 
@@ -32,7 +32,7 @@ class SDI:
     inverter: Denoiser
     inversion_steps: int = 10
     eta: float = 0.3
-    start: float = 0.02
+    start: float = START
     weighting: Weighting = x0_weighting
 
     def __post_init__(self) -> None:

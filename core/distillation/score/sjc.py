@@ -25,16 +25,13 @@ class SJC:
 
     gradient = w(t) (x - mean_k D(x_t,k)), that is -w n^2 PAAS, over `samples` perturbations: SDS
     for one of them, with 1/samples of its variance for several, at the price of as many passes.
-    The paper's own gradient, -n PAAS, is eps_weighting's.
-
-    Without `variance_reduction` the perturbed image stands for x in the residual: the same
-    expectation, with the perturbation's own variance on top (the authors' var_red = False).
+    The paper's own gradient, -n PAAS, is eps_weighting's. It is the authors' var_red = True: with
+    the perturbed image for x in the residual the expectation is the same, and the variance more.
     """
 
     denoiser: Denoiser
     samples: int = 1
     weighting: Weighting = x0_weighting
-    variance_reduction: bool = True
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -58,6 +55,4 @@ class SJC:
         schedule = self.denoiser.schedule
         x_t = diffuse(schedule, x, eps, t)
         residual = x - self.denoiser(x_t, t, cond).x0
-        if not self.variance_reduction:
-            residual = residual + per_sample(schedule.sigma(t) / schedule.alpha(t), x) * eps
         return per_sample(self.weighting(schedule, t), x) * residual

@@ -53,20 +53,6 @@ def test_the_papers_gradient_is_the_eps_weighting(mixture_1d: GaussianMixture) -
     torch.testing.assert_close(weighted, plain / n)
 
 
-def test_without_variance_reduction_the_expectation_stays(mixture_1d: GaussianMixture) -> None:
-    schedule = FlowSchedule()
-    eps, weights = hermite()
-    t = torch.full((len(eps),), 0.5, dtype=torch.float64)
-    image = torch.full_like(eps, 0.6)
-    denoiser = MixtureDenoiser(mixture_1d, schedule)
-    reduced = SJC(denoiser).gradient_at(image, t, eps)
-    full = SJC(denoiser, variance_reduction=False).gradient_at(image, t, eps)
-    torch.testing.assert_close(weights @ full, weights @ reduced, rtol=0, atol=1e-12)
-    # sigma/alpha is 1 here, and so is the perturbation's variance.
-    added = weights @ (full - reduced).square()
-    torch.testing.assert_close(added, torch.ones_like(added))
-
-
 def test_one_sample_is_sds_and_many_divide_the_variance(mixture_1d: GaussianMixture) -> None:
     denoiser = MixtureDenoiser(mixture_1d, FlowSchedule())
     x = torch.full((4000, 1), 0.6, dtype=torch.float64)
