@@ -56,6 +56,7 @@ def examine(teacher: str = "toybox") -> list[Finding]:
         _memory,
         _disk,
         _encoding,
+        _cuda_kernels,
         _tinycudann,
         _ffmpeg,
         _validator,
@@ -155,13 +156,37 @@ def _disk() -> list[Finding]:
 def _encoding() -> list[Finding]:
     import torch
 
-    from nerf.hash_grid import choose_backend
+    from nerf.hash_grid import backend_fault, choose_backend
 
     found = []
     for name in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         backend, reason = choose_backend("auto", torch.device(name))
-        found.append(Finding(name=f"encoding on {name}", status="ok", text=f"{backend}: {reason}"))
+        wrong = backend_fault(backend, torch.device(name))
+        text = f"{backend}: {reason}; " + (wrong or "its self-test against the reference passed")
+        status = "problem" if wrong else "ok"
+        found.append(Finding(name=f"encoding on {name}", status=status, text=text))
     return found
+
+
+def _cuda_kernels() -> list[Finding]:
+    """Whether our CUDA kernels compile here, which needs no device, and whether they run."""
+    import torch
+
+    from nerf.cuda.compiler import compile_source, nvrtc_version, supported_capabilities
+    from nerf.cuda.errors import CudaKernelsUnavailable
+    from nerf.hash_grid import cuda
+
+    if torch.cuda.is_available():
+        works, text = cuda.load(torch.device("cuda"))
+        return [Finding(name="cuda kernels", status="ok" if works else "missing", text=text)]
+    try:
+        version = ".".join(map(str, nvrtc_version()))
+        newest = max(supported_capabilities())
+        compile_source(cuda.source(2, torch.float32), f"sm_{newest}")
+    except CudaKernelsUnavailable as error:
+        return [Finding(name="cuda kernels", status="missing", text=str(error))]
+    text = f"NVRTC {version} compiles them; there is no device here to run them on"
+    return [Finding(name="cuda kernels", status="missing", text=text)]
 
 
 def _tinycudann() -> list[Finding]:

@@ -178,6 +178,7 @@ def make_field(
             color_channels=latent_channels or 3,
             bounded_colors=latent_channels == 0,
         ),
+        backend=options.encoding,
         generator=torch.Generator().manual_seed(step_seed(seed, -1 - number)),
     )
 

@@ -19,6 +19,7 @@ from .atomic import make_writable_folder
 from .config import DeviceName, Format, GenerateConfig, MeshConfig, TeacherName
 from .config_json import to_dict
 from .device import resolve_device
+from .encoding import check_encoding
 from .errors import Interrupted, RunError, TeacherError, TooLittleMemory, is_out_of_memory
 from .events import Event, Listener, Result, Stage, Step, Warning, ignore_event
 from .refine import (
@@ -151,6 +152,7 @@ def generate(
 
     check_refine_teacher(config)
     config = dataclasses.replace(config, device=resolve_device(config.device))
+    _check_encoding(config, on_event)
     second = check_second_stage(config)
     started = time.perf_counter()
     on_event(Stage("teacher"))
@@ -251,7 +253,15 @@ def _on_device(run: RunFolder, device: DeviceName) -> GenerateConfig:
     if resolved != run.config.device:
         text = f"the run began on {run.config.device} and goes on on {resolved}"
         run.emit(Warning(f"{text}: its result will differ a little from an uninterrupted one"))
-    return dataclasses.replace(run.config, device=resolved)
+    config = dataclasses.replace(run.config, device=resolved)
+    _check_encoding(config, run.emit)
+    return config
+
+
+def _check_encoding(config: GenerateConfig, on_event: Listener) -> None:
+    text = check_encoding(config)
+    if text is not None:
+        on_event(Warning(text))
 
 
 def _load_teacher(parts: Parts, config: GenerateConfig, on_event: Listener) -> Teacher:

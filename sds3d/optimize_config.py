@@ -21,6 +21,7 @@ MethodName = Literal[
 TimestepPolicyName = Literal["linear", "sqrt", "jump", "uniform", "non-increasing"]
 LossWeightingName = Literal["x0", "eps", "sigma2"]
 ViewPromptsName = Literal["none", "discrete", "interpolated"]
+EncodingName = Literal["auto", "cuda", "tinycudann", "numba", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +219,9 @@ class OptimizeConfig:
     """Cells along an axis of the occupancy grid."""
     occupancy_interval: int = 8
     """Steps between updates of the occupancy grid."""
+    encoding: EncodingName = field(default="auto", metadata=ADDED_LATER)
+    """What computes the hash grid: our CUDA kernels, tinycudann, Numba on the CPU, or plain torch;
+    auto takes the fastest that works here."""
     field: FieldOptions = field(default_factory=FieldOptions)
     image: ImageOptions = dataclasses.field(default=_IMAGE_DEFAULTS, metadata=ADDED_LATER)
     refine: RefineOptions = dataclasses.field(default=_REFINE_DEFAULTS, metadata=ADDED_LATER)
@@ -281,6 +285,7 @@ class OptimizeConfig:
             ("--view-prompts", self.view_prompts, ViewPromptsName),
             ("--timestep-policy", self.timestep_policy, TimestepPolicyName),
             ("--loss-weighting", self.loss_weighting, LossWeightingName),
+            ("--encoding", self.encoding, EncodingName),
         ):
             choices = get_args(allowed)
             require(value in choices, flag, value, f"give one of {', '.join(choices)}")

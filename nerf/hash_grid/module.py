@@ -5,12 +5,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nerf.hash_grid import numba_cpu, reference, tinycudann
+from nerf.hash_grid import cuda, numba_cpu, reference, self_test, tinycudann
 from nerf.hash_grid.config import HashGridConfig
 
-Backend = Literal["auto", "numba", "torch", "tinycudann"]
+Backend = Literal["auto", "cuda", "tinycudann", "numba", "torch"]
+Chosen = Literal["cuda", "tinycudann", "numba", "torch"]
 
 _ENCODE = {
+    "cuda": cuda.encode,
     "numba": numba_cpu.encode,
     "torch": reference.encode,
     "tinycudann": tinycudann.encode,
@@ -19,42 +21,68 @@ _ENCODE = {
 
 def choose_backend(
     backend: Backend, device: torch.device, dtype: torch.dtype = torch.float32
-) -> tuple[Literal["numba", "torch", "tinycudann"], str]:
+) -> tuple[Chosen, str]:
     """The backend that computes tables of this device and dtype, and the reason in plain words.
 
-    Raises ValueError for a backend that cannot, RuntimeError for one that is not installed.
+    Raises ValueError for a backend that cannot, RuntimeError for one that is not installed or does
+    not work. The first choice on a CUDA device compiles the kernels and tests them.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend is {backend!r}; choose one of {get_args(Backend)}.")
-    numba_fits = device.type == "cpu" and dtype in (torch.float32, torch.float64)
-    tinycudann_fits = device.type == "cuda" and dtype == torch.float32
+    if backend == "auto":
+        return _fastest(device, dtype)
     if backend == "torch":
         return "torch", "asked for"
+    fits, what = _fits(backend, device, dtype)
+    # What is missing is said before what does not fit it.
+    if backend == "cuda" or backend == "tinycudann":
+        at = device if device.type == "cuda" else torch.device("cuda")
+        works, reason = cuda.load(at) if backend == "cuda" else tinycudann.works(at)
+        if not works:
+            raise RuntimeError(f'backend "{backend}" is not available: {reason}; choose "auto".')
+    if not fits:
+        raise ValueError(
+            f'backend "{backend}" computes {what}, not {dtype} on {device.type}; '
+            'choose "auto" or "torch".'
+        )
+    return backend, "asked for"
+
+
+def _fits(
+    backend: Literal["cuda", "tinycudann", "numba"], device: torch.device, dtype: torch.dtype
+) -> tuple[bool, str]:
+    """Whether a backend is made for tables of this device and dtype, and what it is made for."""
     if backend == "numba":
-        if not numba_fits:
-            raise ValueError(
-                f'backend "numba" computes float32 and float64 tables on a CPU, not {dtype} on '
-                f'{device.type}; choose "auto" or "torch".'
-            )
-        return "numba", "asked for"
+        fits = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+        return fits, "float32 and float64 tables on a CPU"
     if backend == "tinycudann":
-        module, reason = tinycudann.load()
-        if module is None:
-            raise RuntimeError(f'backend "tinycudann" is not available: {reason}; choose "auto".')
-        if not tinycudann_fits:
-            raise ValueError(
-                f'backend "tinycudann" computes float32 tables on CUDA, not {dtype} on '
-                f'{device.type}; choose "auto" or "torch".'
-            )
-        return "tinycudann", "asked for"
-    if numba_fits:
+        return device.type == "cuda" and dtype == torch.float32, "float32 tables on CUDA"
+    fits = device.type == "cuda" and dtype in cuda.POINT_DTYPES
+    return fits, "float16, float32 and float64 tables on CUDA"
+
+
+def _fastest(device: torch.device, dtype: torch.dtype) -> tuple[Chosen, str]:
+    if _fits("numba", device, dtype)[0]:
         return "numba", "compiled loops, the fastest on a CPU"
-    if tinycudann_fits:
-        module, reason = tinycudann.load()
-        if module is not None:
-            return "tinycudann", reason
-        return "torch", f"plain torch on {device.type}: {reason}"
+    reasons: list[str] = []
+    if _fits("cuda", device, dtype)[0]:
+        works, reason = cuda.load(device)
+        if works:
+            return "cuda", reason
+        reasons.append(reason)
+    if _fits("tinycudann", device, dtype)[0]:
+        works, reason = tinycudann.works(device)
+        if works:
+            return "tinycudann", "; ".join([reason, *reasons])
+        reasons.append(reason)
+    if reasons:
+        return "torch", f"plain torch on {device.type}: {'; '.join(reasons)}"
     return "torch", f"plain torch, the one backend for {dtype} on {device.type}"
+
+
+def backend_fault(backend: Chosen, device: torch.device) -> str | None:
+    """What a backend's self-test on a device finds wrong, in plain words; None if nothing."""
+    return self_test.fault(_ENCODE[backend], device)
 
 
 class HashGrid(nn.Module):
@@ -76,7 +104,8 @@ class HashGrid(nn.Module):
     ) -> None:
         super().__init__()
         # An unknown name or a missing package shows here; devices may still change.
-        choose_backend(backend, torch.device("cuda" if backend == "tinycudann" else "cpu"))
+        on_cuda = backend in ("cuda", "tinycudann")
+        choose_backend(backend, torch.device("cuda" if on_cuda else "cpu"))
         if generator is None:
             generator = torch.Generator().manual_seed(0)
         self.config = config
@@ -92,9 +121,11 @@ class HashGrid(nn.Module):
     def forward(self, points: Tensor) -> Tensor:
         """Encode points.
 
-        points: [N, 3] in [0, 1], of the table's dtype and device.
-        Returns [N, out_dim], row-major, differentiable to the table and to the points, and once
-        more: a loss on the derivative by the points has gradients too.
+        points: [N, 3] in [0, 1], on the table's device and of its dtype; for a float16 table also
+            float32, in which they are told apart better.
+        Returns [N, out_dim] in the table's dtype, differentiable to the table and to the points,
+        and once more: a loss on the derivative by the points has gradients too. In memory it lies
+        row by row, on CUDA by our kernels column by column.
         """
         name = self._checked_backend(points)
         return _ENCODE[name](points, self.table, self.config)
@@ -117,6 +148,8 @@ class HashGrid(nn.Module):
             )
         if name == "numba":
             return numba_cpu.point_gradient(points, self.table, grad, self.config)
+        if name == "cuda":
+            return cuda.point_gradient(points, self.table, grad, self.config)
         differentiable = torch.is_grad_enabled() and (
             self.table.requires_grad or grad.requires_grad
         )
@@ -129,7 +162,8 @@ class HashGrid(nn.Module):
     def _checked_backend(self, points: Tensor) -> str:
         if points.ndim != 2 or points.shape[1] != 3:
             raise ValueError(f"points must have the shape [N, 3], not {list(points.shape)}.")
-        if points.dtype != self.table.dtype:
+        finer = points.dtype == torch.float32 and self.table.dtype == torch.float16
+        if points.dtype != self.table.dtype and not finer:
             raise TypeError(
                 f"points are {points.dtype} but the table is {self.table.dtype}; convert one."
             )

@@ -1,14 +1,5 @@
 """The hash grid on a CPU: Numba's loops on a few threads, as a twice differentiable function.
 
-With y the encoding of points x by a table T, and g the gradient that arrives at y:
-
-    first derivative    (g_x, g_T) of <g, y>:    g_T = scatter(x, g), g_x = point_grad(x, T, g)
-    second derivative   of <v, g_x> + <u, g_T> for arriving v and u: <v, g_x> is linear in T and g,
-        and equals <g, tangent interpolation of T along v>; <u, g_T> equals <g, encoding by u>.
-
-So the second derivative needs only the tangent form of the same three loops. It is what lets a
-loss on normals, -d density / dx, train the table. A third derivative is refused.
-
 Threads: Numba's own threads and torch's share a process badly (numba#9387), so the loops, which
 release the interpreter's lock, run on a small pool and on the calling thread. Gradients to the
 table are divided by level: whoever takes a level adds into it alone and in the order of the
@@ -28,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from nerf.hash_grid import differentiable
 from nerf.hash_grid.config import HashGridConfig
 from nerf.hash_grid.numba_kernels import BLOCK, Kernels, kernels
 
@@ -165,90 +156,13 @@ class _Loops:
         return grad_points
 
 
-class _Encode(torch.autograd.Function):
-    """points [N, 3], table [P] -> encoding [N, out_dim]."""
-
-    @staticmethod
-    def forward(ctx: Any, points: Tensor, table: Tensor, config: HashGridConfig) -> Tensor:
-        ctx.save_for_backward(points, table)
-        ctx.config = config
-        return _Loops(config, points).interpolate(table)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        points, table = ctx.saved_tensors
-        need_points, need_table, _ = ctx.needs_input_grad
-        grad_points, grad_table = _EncodeBackward.apply(
-            points, table, grad_outputs[0], ctx.config, need_points, need_table
-        )
-        return grad_points, grad_table, None
-
-
-class _EncodeBackward(torch.autograd.Function):
-    """points, table, gradient at the encoding -> gradients at points and table, where needed."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        points: Tensor,
-        table: Tensor,
-        grad: Tensor,
-        config: HashGridConfig,
-        need_points: bool,
-        need_table: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        ctx.save_for_backward(points, table, grad)
-        ctx.config = config
-        ctx.set_materialize_grads(False)
-        loops = _Loops(config, points)
-        return (
-            loops.point_grad(table, grad) if need_points else None,
-            loops.scatter(grad) if need_table else None,
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _second_backward(ctx, *grad_outputs)
-
-
-# A third derivative would be silently wrong; with this, torch refuses it.
-@once_differentiable
-def _second_backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-    points, table, grad = ctx.saved_tensors
-    need_points, need_table, need_grad = ctx.needs_input_grad[:3]
-    to_points: list[Tensor] = []
-    to_table: list[Tensor] = []
-    to_grad: list[Tensor] = []
-    v, u = grad_outputs
-    if v is not None:
-        along = _Loops(ctx.config, points, v)
-        if need_points:
-            to_points.append(along.point_grad(table, grad))
-        if need_table:
-            to_table.append(along.scatter(grad))
-        if need_grad:
-            to_grad.append(along.interpolate(table))
-    if u is not None:
-        loops = _Loops(ctx.config, points)
-        if need_points:
-            to_points.append(loops.point_grad(u, grad))
-        if need_grad:
-            to_grad.append(loops.interpolate(u))
-    return _total(to_points), _total(to_table), _total(to_grad), None, None, None
-
-
-def _total(terms: list[Tensor]) -> Tensor | None:
-    return sum(terms[1:], start=terms[0]) if terms else None
-
-
 def encode(points: Tensor, table: Tensor, config: HashGridConfig) -> Tensor:
     """The encoding of `reference.encode`, on a CPU, in float32 or float64.
 
     points: [N, 3]; table: [config.n_parameters] of the same dtype. Returns [N, config.out_dim].
     Where nothing asks for a gradient, nothing is kept for one.
     """
-    encoded: Any = _Encode.apply(points, table, config)
-    return encoded
+    return differentiable.encode(points, table, config, _Loops)
 
 
 def point_gradient(points: Tensor, table: Tensor, grad: Tensor, config: HashGridConfig) -> Tensor:
@@ -256,5 +170,4 @@ def point_gradient(points: Tensor, table: Tensor, grad: Tensor, config: HashGrid
 
     grad: [N, config.out_dim]. The points count as constants.
     """
-    grad_points, _ = _EncodeBackward.apply(points.detach(), table, grad, config, True, False)
-    return grad_points
+    return differentiable.point_gradient(points, table, grad, config, _Loops)

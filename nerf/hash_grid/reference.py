@@ -59,4 +59,4 @@ def encode(points: Tensor, table: Tensor, config: HashGridConfig) -> Tensor:
         weight = weights[..., 0] * weights[..., 1] * weights[..., 2]
         index = vertex_index(cell.long().unsqueeze(1) + corners, level) + level.offset
         encoded.append((weight.unsqueeze(-1) * entries[index]).sum(dim=1))
-    return torch.cat(encoded, dim=-1)
+    return torch.cat(encoded, dim=-1).to(table.dtype)

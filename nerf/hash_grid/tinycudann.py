@@ -1,7 +1,8 @@
 """The hash grid of tiny-cuda-nn, on our flat table, where its torch bindings are installed.
 
-Written from the interface of its bindings and tested against a stand-in; not run on a GPU by this
-project yet.
+Its versions differ, and a build may hold float16 where float32 is asked for: one that does not
+agree with the reference on the device at hand is refused. Written from the interface of its
+bindings and tested against a stand-in; not run on a GPU by this project yet.
 """
 
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nerf.hash_grid import self_test
 from nerf.hash_grid.config import HashGridConfig
 
 
@@ -24,6 +26,19 @@ def load() -> tuple[ModuleType | None, str]:
     except OSError as error:  # it raises EnvironmentError, this one's alias, without a GPU
         return None, f"tinycudann is installed but does not load ({error})"
     return tinycudann, "tinycudann is installed"
+
+
+@cache
+def works(device: torch.device) -> tuple[bool, str]:
+    """Whether it computes our encoding on a CUDA device, and a sentence on why.
+
+    Where torch finds no device, whether it is installed.
+    """
+    module, reason = load()
+    if module is None or not torch.cuda.is_available():
+        return module is not None, reason
+    wrong = self_test.fault(encode, device)
+    return (True, reason) if wrong is None else (False, f"tinycudann is not used: {wrong}")
 
 
 @cache

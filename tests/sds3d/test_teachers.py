@@ -208,6 +208,8 @@ def test_the_doctor_looks_at_everything_and_says_what_is_missing(
     assert teacher.status == "ok"
     assert weights_sha256(untrained) in teacher.text
     assert by_name["encoding on cpu"].text.startswith("numba: ")
+    assert by_name["encoding on cpu"].text.endswith("its self-test against the reference passed")
+    assert by_name["cuda kernels"].status != "problem"
     assert doctor.healthy(findings)
     assert "sds3d can run here" in doctor.report(findings)
     assert cli.main(["doctor", "--json"]) == 0

@@ -21,9 +21,11 @@ CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta"
 def forget_tinycudann() -> Iterator[None]:
     tinycudann.load.cache_clear()
     tinycudann._encoding.cache_clear()
+    tinycudann.works.cache_clear()
     yield
     tinycudann.load.cache_clear()
     tinycudann._encoding.cache_clear()
+    tinycudann.works.cache_clear()
 
 
 def points(n_points: int = 20, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -33,9 +35,11 @@ def points(n_points: int = 20, dtype: torch.dtype = torch.float32) -> Tensor:
 def test_public_names() -> None:
     assert sorted(nerf.hash_grid.__all__) == [
         "Backend",
+        "Chosen",
         "GridLevel",
         "HashGrid",
         "HashGridConfig",
+        "backend_fault",
         "choose_backend",
     ]
 
@@ -158,7 +162,9 @@ class _StandIn(ModuleType):
 
 def test_tinycudann_computes_with_our_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tinycudann", _StandIn())
-    assert choose_backend("auto", CUDA) == ("tinycudann", "tinycudann is installed")
+    name, reason = choose_backend("auto", CUDA)
+    assert name == "tinycudann"
+    assert reason.startswith("tinycudann is installed; our CUDA kernels cannot be had: ")
     assert choose_backend("auto", CUDA, torch.float64)[0] == "torch"
     with pytest.raises(ValueError, match='backend "tinycudann" computes float32 tables on CUDA'):
         choose_backend("tinycudann", CPU)

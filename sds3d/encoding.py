@@ -1,0 +1,60 @@
+"""Which code computes the hash grid of a run, and what a user is told of it.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from .config import GenerateConfig
+from .errors import ConfigError
+
+__all__ = ["check_encoding", "fallback"]
+
+
+def check_encoding(config: GenerateConfig) -> str | None:
+    """Whether `--encoding` can be had on the run's device, "cpu" or "cuda". Imports torch.
+
+    Returns a line on why auto does not take the fast path of that device, None where it does.
+    Raises ConfigError, with the remedy, for a choice that cannot be had.
+    """
+    name, device = config.optimize.encoding, config.device
+    if config.optimize.target == "image" or name == "torch":
+        return None
+    if name == "numba" and device != "cpu":
+        raise ConfigError(
+            "--encoding is numba, which computes on the CPU: use --device cpu with it, "
+            "or --encoding auto"
+        )
+    if name in ("cuda", "tinycudann") and device != "cuda":
+        raise ConfigError(
+            f"--encoding is {name}, which computes on CUDA, and the run on the CPU: use --encoding "
+            "auto, or --device cuda where there is a device"
+        )
+    if name == "auto":
+        return fallback(device)
+    import torch
+
+    from nerf.hash_grid import choose_backend
+
+    try:
+        choose_backend(name, torch.device(device))
+    except RuntimeError as error:
+        reason = str(error).partition("is not available: ")[2].partition("; choose")[0]
+        raise ConfigError(
+            f"--encoding is {name} but {reason or error}: use --encoding auto"
+        ) from error
+    return None
+
+
+def fallback(device: str) -> str | None:
+    """Why auto takes a slower path on a device than its kernels would be; None if it does not."""
+    if device == "cpu":
+        return None
+    import torch
+
+    from nerf.hash_grid import choose_backend
+
+    backend, reason = choose_backend("auto", torch.device(device))
+    if backend == "cuda":
+        return None
+    return f"the hash grid is computed by {backend}: {reason}"
