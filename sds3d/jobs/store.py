@@ -9,51 +9,21 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sds3d.config import GenerateConfig
 from sds3d.config_json import to_dict
-from sds3d.jobs.database import Database
-from sds3d.jobs.errors import UnknownJob
-from sds3d.jobs.job import COLUMNS, Job, job_of
+from sds3d.jobs.job import Job, job_of
 from sds3d.jobs.states import ACTIVE, CONTINUABLE, FINISHED, TRANSITIONS, Request, State
+from sds3d.jobs.store_reader import FIELDS, StoreReader, in_states
 
 MAX_FAILURES = 2
 """A job that ended its worker this often is failed."""
 
-_FIELDS = ", ".join(COLUMNS)
 
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerRow:
-    """A worker as it last reported: what it is doing, and when (seconds since the epoch)."""
-
-    name: str
-    pid: int
-    doing: str
-    heartbeat: float
-
-
-class Store:
+class Store(StoreReader):
     """The jobs of one folder. Any number of processes of one host may have it open."""
-
-    def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
-        self.path = path
-        self._now = now
-        self._database = Database(path)
-
-    def close(self) -> None:
-        self._database.close()
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # --- what a user asks ---------------------------------------------------------------------
 
@@ -152,7 +122,8 @@ class Store:
         """Forget a finished job; returns what it was, None where it is not finished."""
         with self._database.transaction() as connection:
             found = connection.execute(
-                f"DELETE FROM jobs WHERE id = ? AND {_in(FINISHED)} RETURNING {_FIELDS}", (job_id,)
+                f"DELETE FROM jobs WHERE id = ? AND {in_states(FINISHED)} RETURNING {FIELDS}",
+                (job_id,),
             ).fetchall()
             if found:
                 connection.execute("DELETE FROM job_folders WHERE job_id = ?", (job_id,))
@@ -176,14 +147,15 @@ class Store:
                 f"'{State.STOPPING}'), worker = ?, started = ?, finished = NULL, reason = NULL, "
                 "error = NULL WHERE id = (SELECT id FROM jobs WHERE state = 'queued' AND "
                 "not_before <= ? ORDER BY turn LIMIT 1) AND state = 'queued' "
-                f"RETURNING {_FIELDS}",
+                f"RETURNING {FIELDS}",
                 (worker, now, now),
             ).fetchall()
         return job_of(found[0]) if found else None
 
     def report(self, job_id: str, worker: str, **values: Any) -> Job | None:
         """Set a job's folder, step, config, ... as its worker; None where it no longer is."""
-        return self._update(f"id = ? AND worker = ? AND {_in(ACTIVE)}", (job_id, worker), **values)
+        where = f"id = ? AND worker = ? AND {in_states(ACTIVE)}"
+        return self._update(where, (job_id, worker), **values)
 
     def finish(self, job_id: str, worker: str, state: State, **values: Any) -> Job | None:
         """Put an active job into a finished state as its worker; None where it no longer is."""
@@ -252,7 +224,7 @@ class Store:
         with self._database.transaction() as connection:
             found = connection.execute(
                 "SELECT request = 'cancel', failures + 1 >= max_failures FROM jobs "
-                f"WHERE id = ? AND worker = ? AND {_in(ACTIVE)}",
+                f"WHERE id = ? AND worker = ? AND {in_states(ACTIVE)}",
                 (job_id, worker),
             ).fetchall()
             if not found:
@@ -287,69 +259,6 @@ class Store:
         """Remove a worker that has ended."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM workers WHERE name = ?", (worker,))
-
-    # --- what anybody reads -------------------------------------------------------------------
-
-    def get(self, job_id: str) -> Job:
-        """The job of that id. Raises UnknownJob."""
-        found = self._database.rows(f"SELECT {_FIELDS} FROM jobs WHERE id = ?", job_id)
-        if not found:
-            raise UnknownJob(job_id)
-        return job_of(found[0])
-
-    def jobs(
-        self,
-        states: Collection[State] = tuple(State),
-        *,
-        search: str = "",
-        limit: int = -1,
-        offset: int = 0,
-    ) -> list[Job]:
-        """The jobs in these states whose prompt holds `search`, the latest first."""
-        rows = self._database.rows(
-            f"SELECT {_FIELDS} FROM jobs WHERE {_in(states)} AND "
-            "instr(lower(json_extract(config, '$.prompt')), lower(?)) > 0 "
-            "ORDER BY created DESC, turn DESC LIMIT ? OFFSET ?",
-            search,
-            limit,
-            offset,
-        )
-        return [job_of(row) for row in rows]
-
-    def count(self, states: Collection[State]) -> int:
-        """How many jobs are in these states."""
-        return self._database.rows(f"SELECT count(*) FROM jobs WHERE {_in(states)}")[0][0]
-
-    def ahead_of(self, job: Job) -> int:
-        """How many jobs wait before this one."""
-        return self._database.rows(
-            "SELECT count(*) FROM jobs WHERE state = 'queued' AND turn < ?", job.turn
-        )[0][0]
-
-    def folders_of(self, job_id: str) -> list[str]:
-        """Every run folder that a job has had: continued or with less memory, it has others."""
-        rows = self._database.rows(
-            "SELECT folder FROM job_folders WHERE job_id = ? ORDER BY folder", job_id
-        )
-        return [row["folder"] for row in rows]
-
-    def others_with_folder(self, job_id: str, folder: str) -> int:
-        """How many other jobs have or had the same run folder."""
-        return self._database.rows(
-            "SELECT count(*) FROM job_folders WHERE folder = ? AND job_id != ?", folder, job_id
-        )[0][0]
-
-    def active_of(self, worker: str) -> Job | None:
-        """The job that a worker has."""
-        found = self._database.rows(
-            f"SELECT {_FIELDS} FROM jobs WHERE worker = ? AND {_in(ACTIVE)}", worker
-        )
-        return job_of(found[0]) if found else None
-
-    def workers(self) -> list[WorkerRow]:
-        """Every worker that has not said that it ended."""
-        rows = self._database.rows("SELECT name, pid, doing, heartbeat FROM workers ORDER BY name")
-        return [WorkerRow(**dict(row)) for row in rows]
 
     # ------------------------------------------------------------------------------------------
 
@@ -386,8 +295,8 @@ class Store:
         columns = {"state": after, **values}
         sets = ", ".join([*(f"{name} = ?" for name in columns), *([raw] if raw else [])])
         found = connection.execute(
-            f"UPDATE jobs SET {sets} WHERE id = ? AND {_in(before)} AND {where} "
-            f"RETURNING {_FIELDS}",
+            f"UPDATE jobs SET {sets} WHERE id = ? AND {in_states(before)} AND {where} "
+            f"RETURNING {FIELDS}",
             (*columns.values(), job_id, *given),
         ).fetchall()
         return _recorded(connection, found)
@@ -402,7 +311,7 @@ class Store:
     ) -> Job | None:
         """Cancelled, or as it was before it was continued."""
         found = connection.execute(
-            f"SELECT previous FROM jobs WHERE id = ? AND {_in(before)} AND {where}",
+            f"SELECT previous FROM jobs WHERE id = ? AND {in_states(before)} AND {where}",
             (job_id, *given),
         ).fetchall()
         if not found:
@@ -421,7 +330,7 @@ class Store:
         sets = ", ".join(f"{name} = ?" for name in values)
         with self._database.transaction() as connection:
             found = connection.execute(
-                f"UPDATE jobs SET {sets} WHERE {where} RETURNING {_FIELDS}",
+                f"UPDATE jobs SET {sets} WHERE {where} RETURNING {FIELDS}",
                 (*values.values(), *given),
             ).fetchall()
             return _recorded(connection, found)
@@ -432,10 +341,6 @@ _AS_IT_WAS = (
     "iif(state = 'failed', previous, json_object('state', state, 'config', json(config), "
     "'folder', folder, 'step', step, 'steps', steps))"
 )
-
-
-def _in(states: Collection[State]) -> str:
-    return f"state IN ({', '.join(repr(str(state)) for state in sorted(states))})"
 
 
 def _recorded(connection: Any, found: list[Any]) -> Job | None:

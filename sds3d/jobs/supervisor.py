@@ -23,7 +23,8 @@ from sds3d.errors import Sds3dError
 from sds3d.jobs.errors import StoreInUse
 from sds3d.jobs.job import Job
 from sds3d.jobs.states import State
-from sds3d.jobs.store import Store, WorkerRow
+from sds3d.jobs.store import Store
+from sds3d.jobs.store_reader import WorkerRow
 from sds3d.runs import try_lock
 
 STALE_SECONDS = 30.0
