@@ -180,6 +180,12 @@ class TextTo3D:
 
     def _build_form(self) -> None:
         self.form.build_head()
+        # Right below what is typed: seen without scrolling on any screen.
+        with gr.Row(elem_classes="actions"):
+            self.go = gr.Button("Generate", variant="primary", elem_id="generate")
+            self.sketch = gr.Button("2D preview", elem_id="sketch")
+        self.notice = gr.HTML(apply_default_css=False)
+        self.sketched = gr.HTML(apply_default_css=False)
         drawn = examples.chips(self.desk.examples)
         self.chips = gr.HTML(
             drawn,
@@ -189,12 +195,7 @@ class TextTo3D:
             visible=bool(drawn),
         )
         self.form.build_rest()
-        with gr.Row(elem_classes="actions"):
-            self.go = gr.Button("Generate", variant="primary", elem_id="generate")
-            self.sketch = gr.Button("2D preview", elem_id="sketch")
-        self.notice = gr.HTML(apply_default_css=False)
         self.race.build_form()
-        self.sketched = gr.HTML(apply_default_css=False)
 
     def _build_view(self) -> None:
         self.status = gr.HTML(apply_default_css=False, elem_id="status")

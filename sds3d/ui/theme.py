@@ -18,6 +18,12 @@ THEME = gr.themes.Default(
     # Plain names are fonts of the machine; gradio's default would be fetched from elsewhere.
     font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
     font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+).set(
+    # gradio's own grey is too light to be read on white.
+    body_text_color_subdued="*neutral_500",
+    block_info_text_color="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+    block_info_text_color_dark="*neutral_400",
 )
 
 CSS = """
