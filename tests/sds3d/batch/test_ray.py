@@ -57,9 +57,9 @@ def _make_bench_of(marks: Path) -> Callable[[], Bench]:
 # --- on a cluster ----------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of one processor each."""
+    """Two nodes of one processor each; one of them is lost in the last test that has them."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'sds3d[ray]'")
     from ray.cluster_utils import Cluster
 
