@@ -181,7 +181,7 @@ def _doctor(call: Call) -> int:
 
     from .doctor import examine, healthy, report, to_json
 
-    findings = examine(given.teacher)
+    findings = examine(given.teacher, given.preset)
     call.output.line(to_json(findings) if given.json else report(findings))
     return EXIT_OK if healthy(findings) else EXIT_INTERNAL
 

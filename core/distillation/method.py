@@ -165,6 +165,8 @@ class Distillation(ABC):
     card: ClassVar[MethodCard]
     is_conditional: ClassVar[bool] = True
     """Whether samples can be asked for under a conditioning."""
+    makes_directions: ClassVar[bool] = False
+    """Whether samples are unit vectors: where the data's lie as seen from the origin."""
     student: nn.Module
 
     def __init__(self, ground: Ground, **settings: Unpack[Settings]) -> None:

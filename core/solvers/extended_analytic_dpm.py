@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.denoiser import Denoiser
 from core.schedule import NoiseSchedule, diffuse, noise_like, per_sample
 from core.solvers.ancestral import require_denoising
 from core.solvers.ddim import ddim_coefficients
+from core.training import Player, Stage
 
-__all__ = ["ExtendedAnalyticDPM", "SecondMoment", "second_moment_loss"]
+__all__ = ["ExtendedAnalyticDPM", "SecondMoment", "SecondMomentTraining", "second_moment_loss"]
 
 
 class SecondMoment(Protocol):
@@ -36,6 +38,46 @@ def second_moment_loss(
     """
     x_t = diffuse(schedule, x0, eps, t)
     return (second_moment(x_t, t) - eps.square()).square().mean()
+
+
+class SecondMomentTraining:
+    """Learns h from data, as a core.training.Method: `second_moment_loss` at uniform times.
+
+    network          a core.networks.Network, trained in place; a SecondMoment as it is
+    data             (n, generator) to x0 [n, ...]
+    t_min, t_max     times are uniform between them; sample within
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        data: Callable[[int, torch.Generator], Tensor],
+        *,
+        steps: int,
+        batch: int = 256,
+        learning_rate: float = 2e-3,
+        t_min: float = 1e-3,
+        t_max: float = 1.0,
+    ) -> None:
+        if not 0 <= t_min < t_max <= 1:
+            raise ValueError(f"t_min and t_max must be 0 <= t_min < t_max <= 1: {t_min}, {t_max}.")
+        self.network, self.schedule, self.data = network, schedule, data
+        self.steps, self.batch, self.learning_rate = steps, batch, learning_rate
+        self.t_min, self.t_max = t_min, t_max
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        x0 = self.data(self.batch, generator)
+        u = torch.rand(self.batch, generator=generator)
+        t = self.t_min + (self.t_max - self.t_min) * u
+        return second_moment_loss(self.network, self.schedule, x0, noise_like(x0, generator), t)
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"network": self.network}
+
+    def stages(self) -> Sequence[Stage]:
+        player = Player(module=self.network, loss=self.loss, learning_rate=self.learning_rate)
+        return [Stage(name="second moment", steps=self.steps, players={"network": player})]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ from core.distillation.method import Distillation, Needs
 from ..errors import BadInput, ConfigError
 from .grounds import NamedGround
 from .refusals import ground_refusal, nfe_refusal
+from .samplers import SAMPLERS
 
 METHODS: tuple[type[Distillation], ...] = (
     KnowledgeDistillation,
@@ -113,6 +114,9 @@ def make_method(
     extra: dict[str, Any] = {}
     if Needs.CLASSIFIER in card.needs:
         extra["classifier"] = ground.classifier
+        if ground.mixture is not None:
+            # A mixture's log posteriors are linear in x, and sharpening those only stretches them.
+            extra["temperature"] = 1.0
     if words["makes_nfe"]:
         extra["nfe"] = nfe
     with torch.random.fork_rng(devices=[]):
@@ -126,7 +130,7 @@ def make_method(
 
 
 def table() -> str:
-    """All methods as lines of text, by family."""
+    """All methods, then all samplers, as lines of text, by family."""
     lines: list[str] = []
     for family in dict.fromkeys(method.card.family for method in METHODS):
         lines.append(f"{family.value}")
@@ -136,6 +140,13 @@ def table() -> str:
             lines.append(f"  {card.name:<20}{card.title}")
             lines.append(f"  {'':<20}{card.student.value}, NFE {nfe}, needs {needs}")
             lines.append(f"  {'':<20}{card.reference}: {card.idea}")
+    for family in dict.fromkeys(sampler.family for sampler in SAMPLERS):
+        lines.append(family)
+        for sampler in (each for each in SAMPLERS if each.family == family):
+            lines.append(f"  {sampler.name:<24}{sampler.title}")
+            lines.append(f"  {'':<24}{sampler.made_by}")
+            lines.append(f"  {'':<24}order {sampler.order}; calls in a step: {sampler.calls}")
+            lines.append(f"  {'':<24}{sampler.reference}: {sampler.idea}")
     return "\n".join(lines)
 
 

@@ -108,7 +108,14 @@ def _load(module: nn.Module, path: Path) -> nn.Module:
             f"{path.name} of the digits ground is not in {path.parent}: install the package "
             "again, or run scripts/train_digits_teacher.py"
         )
-    module.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    try:
+        module.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(
+            f"{path} is damaged, or of another network ({reason}): install the package again, or "
+            "run scripts/train_digits_teacher.py"
+        ) from error
     freeze(module)
     return module
 
@@ -131,4 +138,6 @@ def digits_ground(folder: Path) -> Ground:
         make_network=make_network,
         data_std=float((train.images - train.images.mean(0)).square().mean().sqrt()),
         t_min=T_MIN,
+        # The teacher's own, so that students can begin with its weights.
+        parametrisation=Parametrisation.X0,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.distillation.field.classifier_features import mixture_classifier
-from core.distillation.method import Ground
+from core.distillation.method import Ground, MethodCard, Needs
 from core.distillation.mixture_ground import mixture_ground, ring_mixture, two_mode_mixture
 from core.distillation.point_cloud_ground import point_cloud_ground
 from core.mixture import GaussianMixture
@@ -48,11 +48,21 @@ class NamedGround:
     classifier: Callable[[Tensor], tuple[Tensor, Tensor]] | None
     mixture: GaussianMixture | None = None
 
+    def serving(self, card: MethodCard) -> NamedGround:
+        """This ground as the method of `card` is tried on it.
+
+        Given its class a mixture's draw is of one mode, and nothing is left to distil: methods that
+        need no labels see the mixture without.
+        """
+        if self.mixture is None or Needs.LABELS in card.needs:
+            return self
+        return replace(self, ground=mixture_ground(self.mixture), has_labels=False)
+
 
 def named_ground(name: GroundName, assets: Path | None = None) -> NamedGround:
     """The ground of that name. Raises BadInput where its files are missing.
 
-    mixture      six modes of unequal weight on a circle; exact teacher
+    mixture      six modes of unequal weight on a circle, each a class; exact teacher
     mixture-1d   two modes on a line; exact teacher and flow
     digits       8x8 handwritten digits in ten classes; the teacher that ships
     clouds       points on the surfaces of the toybox world's things; exact teacher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,18 +44,19 @@ def draw(
 def conditioning(
     ground: NamedGround, n: int, generator: torch.Generator, method: Distillation | None = None
 ) -> Conditioning | None:
-    """Classes in the data's own proportions; a guided student is asked for its lowest scale."""
+    """Classes in the data's own proportions; a guided student is asked for its lowest scale.
+
+    The same draws for every method, so that one seed gives students and teachers one noise.
+    """
     if method is not None and not method.is_conditional:
         return None
-    source = ground.ground if method is None else method.ground
-    cond = source.data(n, generator).cond
-    if cond is None or cond.labels is None:
+    cond = ground.ground.data(n, generator).cond
+    if method is None or cond is None:
         return cond
-    fresh = ground.ground.data(n, generator).cond
-    assert fresh is not None
-    assert fresh.labels is not None
-    scale = None if cond.guidance_scale is None else torch.ones(n)
-    return Conditioning(labels=fresh.labels, guidance_scale=scale)
+    asked = method.ground.data(1, torch.Generator().manual_seed(0)).cond
+    if asked is None or asked.guidance_scale is None:
+        return cond
+    return replace(cond, guidance_scale=torch.ones(n))
 
 
 def teacher_samples(ground: NamedGround, n: int, seed: int, steps: int = 64) -> Tensor:
@@ -67,17 +69,24 @@ def teacher_samples(ground: NamedGround, n: int, seed: int, steps: int = 64) -> 
         return sample_by_solver(ground.ground.teacher, DDIM(), x, times, cond)[-1]
 
 
-def measure(ground: NamedGround, samples: Tensor, teacher: Tensor, seed: int) -> dict[str, float]:
-    """Distances of samples [N, ...]; less is better.
+def measure(
+    ground: NamedGround,
+    samples: Tensor,
+    teacher: Tensor,
+    seed: int,
+    *,
+    are_directions: bool = False,
+) -> dict[str, float]:
+    """Distances of samples [N, ...]; less is better. Directions are compared with directions.
 
     sliced_wasserstein, mmd      to fresh data
     chamfer                      mean of the samples' Chamfer distances to the nearest of the data's
                                  clouds, on clouds; the distances above know no order of points
                                  and are left out there
     to_teacher                   sliced Wasserstein distance to the teacher's samples
-    mode_weight_error            largest error of a mode's weight, on mixtures
+    mode_weight_error            largest error of a mode's weight, on mixtures; not of directions
     frechet                      on the features of the frozen classifier, on digits, to the images
-                                 that the teacher was trained on
+                                 that the teacher was trained on; not of directions
     """
     generator = torch.Generator().manual_seed(seed + 1)
     data = ground.ground.data(len(samples), generator).x0
@@ -86,12 +95,16 @@ def measure(ground: NamedGround, samples: Tensor, teacher: Tensor, seed: int) ->
     bandwidths = [0.25 * scale, scale]
     if ground.name == "clouds":
         return {"chamfer": _nearest_chamfer(samples[:100], data[:200])}
+    if are_directions:
+        data, teacher = (x / x.norm(dim=1, keepdim=True) for x in (data, teacher))
     few = slice(0, MMD_SAMPLES)
     found = {
         "sliced_wasserstein": float(sliced_wasserstein(samples, data, generator)),
         "mmd": float(mmd_squared(samples[few], data[few], bandwidths)),
         "to_teacher": float(sliced_wasserstein(samples, teacher, generator)),
     }
+    if are_directions:
+        return found
     if ground.mixture is not None:
         weights = ground.mixture.weights / ground.mixture.weights.sum()
         error = (mode_weights(samples, ground.mixture) - weights).abs().max()

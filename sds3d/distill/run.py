@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, cast
 
 import tyro
 
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from core.distillation.method import Distillation
 
     from .grounds import GroundName, NamedGround
+    from .teacher_folders import FolderOfTeacher
     from .watch import Watch
 
 T = TypeVar("T")
 TOYBOX = "toybox"
+NAMES = ("mixture", "mixture-1d", "digits", "clouds", TOYBOX)
+"""Of the grounds; any other --teacher is a folder."""
 TELL_SECONDS = 0.5
 """The progress is told at least so often, between two steps."""
 
@@ -35,7 +38,8 @@ class DistillConfig:
     method: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="METHOD")]
     """One of those that `sds3d methods` lists."""
     teacher: str = "mixture"
-    """The proving ground: mixture, mixture-1d, digits, clouds or toybox, the embedded teacher."""
+    """The proving ground: mixture, mixture-1d, digits, clouds or toybox, the embedded teacher; or
+    the folder of a toybox teacher, or of one of digits as scripts/train_digits_teacher.py makes."""
     steps: int = 2000
     """Optimiser steps in all."""
     nfe: int = 1
@@ -66,7 +70,11 @@ class DistillConfig:
     @property
     def folder(self) -> Path:
         """Of the student: everything that determines its weights is in the name."""
-        name = f"{self.method}-{self.teacher}-nfe{self.nfe}-{self.steps}x{self.batch}"
+        from .teacher_folders import folder_of_teacher
+
+        given = None if self.teacher in NAMES else folder_of_teacher(self.teacher)
+        teacher = self.teacher if given is None else given.label
+        name = f"{self.method}-{teacher}-nfe{self.nfe}-{self.steps}x{self.batch}"
         return self.out / f"{name}-lr{self.learning_rate:g}-seed{self.seed}"
 
 
@@ -78,8 +86,8 @@ class SampleConfig:
     """The folder that `sds3d distill` printed."""
     nfe: int | None = None
     """Network evaluations of one sample; the student's own number by default."""
-    samples: int = 1000
-    """How many."""
+    samples: int | None = None
+    """How many; 1000 by default, and of the toybox's pictures 16."""
     seed: int = 1
     """Seed of the noise."""
     out: Path = Path("grid.png")
@@ -88,19 +96,24 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.nfe is not None:
             require_number("--nfe", self.nfe, 1, 1000)
-        require_number("--samples", self.samples, 1, 1_000_000)
+        if self.samples is not None:
+            require_number("--samples", self.samples, 1, 1_000_000)
         require_number("--seed", self.seed, 0, 2**63 - 1)
 
 
-def _ground_name(name: str) -> GroundName:
-    from typing import cast, get_args
+def _ground_of(teacher: str) -> tuple[GroundName | Literal["toybox"], FolderOfTeacher | None]:
+    """The ground's name, and the folder where --teacher gives one."""
+    from .teacher_folders import folder_of_teacher
 
-    from .grounds import GroundName
-
-    if name not in get_args(GroundName):
-        names = ", ".join((*get_args(GroundName), TOYBOX))
-        raise BadInput(f"--teacher is {name!r}: give one of {names}")
-    return cast(GroundName, name)
+    if teacher in NAMES:
+        return cast("GroundName", teacher), None
+    given = folder_of_teacher(teacher)
+    if given is None:
+        raise BadInput(
+            f"--teacher is {teacher!r}: give one of {', '.join(NAMES)}, or the folder of a toybox "
+            "or digits teacher"
+        )
+    return given.ground, given
 
 
 def distill(
@@ -110,24 +123,29 @@ def distill(
 
     Raises BadInput for what does not go together, Diverged, Interrupted (a checkpoint is kept).
     """
-    if config.teacher == TOYBOX:
+    name, given = _ground_of(config.teacher)
+    if name == TOYBOX:
         # Its students are networks of pictures, begun as copies of the teacher: another business.
         if config.picture_every > 0:
             raise BadInput(
                 "--picture-every is not for toybox, whose pictures take long to draw: leave it out"
             )
+        from ..teachers import TOYBOX_FOLDER
         from .toybox_run import distill_toybox
 
-        return distill_toybox(config, on_event, should_stop)
+        base = TOYBOX_FOLDER if given is None else given.path
+        return distill_toybox(config, on_event, should_stop, base=base)
     from core.training import CHECKPOINT, DivergedError, History, Stage, train
 
+    from .catalogue import find_method
     from .grounds import named_ground
     from .measure import draw, measure, teacher_samples
     from .pictures import draw_history, draw_samples
     from .students import StudentCard, make, save_samples, save_student
     from .watch import TEACHER_STEPS
 
-    ground = named_ground(_ground_name(config.teacher))
+    ground = named_ground(cast("GroundName", name), None if given is None else given.path)
+    ground = ground.serving(find_method(config.method).card)
     card = StudentCard(
         method=config.method,
         ground=ground.name,
@@ -136,6 +154,8 @@ def distill(
         batch=config.batch,
         learning_rate=config.learning_rate,
         seed=config.seed,
+        teacher_folder=None if given is None else str(given.path),
+        teacher_sha256=None if given is None else given.sha256,
     )
     method = make(card, ground)
     try:
@@ -190,11 +210,13 @@ def distill(
     many, many_seconds = _timed(lambda: teacher_samples(ground, n, seed, TEACHER_STEPS))
     few, few_seconds = _timed(lambda: teacher_samples(ground, n, seed, config.nfe))
 
-    def figures_of(samples: Tensor, seconds: float) -> dict[str, float]:
-        found = measure(ground, samples, many, config.seed + 2)
+    def figures_of(
+        samples: Tensor, seconds: float, *, are_directions: bool = False
+    ) -> dict[str, float]:
+        found = measure(ground, samples, many, config.seed + 2, are_directions=are_directions)
         return {**found, "seconds_per_1000": round(1000 * seconds / n, 6)}
 
-    figures = figures_of(states[-1], seconds)
+    figures = figures_of(states[-1], seconds, are_directions=method.makes_directions)
     figures["training_seconds"] = round(history.seconds, 3)
     teacher = [
         {"nfe": config.nfe, **figures_of(few, few_seconds)},
@@ -244,24 +266,36 @@ def _watch(
 
 def sample_student(config: SampleConfig) -> Path:
     """Write the picture and return its path. Raises BadInput for a damaged student."""
+    from .students import is_toybox_student
+
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        if is_toybox_student(config.student):
+            from .toybox_run import draw_toybox_student
+
+            draw_toybox_student(
+                config.student, config.out, nfe=config.nfe, n=config.samples or 16, seed=config.seed
+            )
+        else:
+            _draw_student(config)
+    except OSError as error:
+        raise OutputError(f"cannot write {config.out} ({error.strerror})") from error
+    return config.out
+
+
+def _draw_student(config: SampleConfig) -> None:
     from .measure import draw, teacher_samples
     from .pictures import draw_samples
     from .students import load_student
 
     method, card, ground = load_student(config.student)
-    nfe = config.nfe or card.nfe
+    nfe, n = config.nfe or card.nfe, config.samples or 1000
     try:
-        states, _ = draw(method, ground, nfe, config.samples, config.seed)
+        states, _ = draw(method, ground, nfe, n, config.seed)
     except ValueError as error:
         raise BadInput(f"--nfe is {nfe}: {error}") from error
-    data = ground.ground.data(config.samples, _generator(config.seed + 1)).x0
-    teacher = teacher_samples(ground, config.samples, config.seed)
-    try:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        draw_samples(ground, states, data, teacher, config.out)
-    except OSError as error:
-        raise OutputError(f"cannot write {config.out} ({error.strerror})") from error
-    return config.out
+    data = ground.ground.data(n, _generator(config.seed + 1)).x0
+    draw_samples(ground, states, data, teacher_samples(ground, n, config.seed), config.out)
 
 
 def _generator(seed: int):

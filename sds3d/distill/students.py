@@ -14,19 +14,24 @@ from torch import Tensor
 from core.denoiser import Conditioning
 from core.distillation.method import Distillation
 
-from ..errors import BadInput
+from ..errors import BadInput, TeacherError
 from .catalogue import card_as_dict, find_method, make_method
 from .grounds import GroundName, NamedGround, named_ground
+from .teacher_folders import folder_of_teacher
 
 WEIGHTS = "student.safetensors"
 CARD = "student.json"
 SAMPLES = "samples.safetensors"
 FORMAT = "sds3d-student/1"
+TOYBOX_FORMAT = "sds3d-toybox-student/1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentCard:
-    """What determines a student beside its weights."""
+    """What determines a student beside its weights.
+
+    teacher_folder, teacher_sha256   of a teacher that was given by its folder
+    """
 
     method: str
     ground: GroundName
@@ -35,6 +40,16 @@ class StudentCard:
     batch: int
     learning_rate: float
     seed: int
+    teacher_folder: str | None = None
+    teacher_sha256: str | None = None
+
+
+def is_toybox_student(folder: Path) -> bool:
+    """Whether a student of a toybox teacher lies there; damaged ones are left to those who load."""
+    try:
+        return json.loads((folder / CARD).read_text(encoding="utf-8"))["format"] == TOYBOX_FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def make(card: StudentCard, ground: NamedGround) -> Distillation:
@@ -101,11 +116,6 @@ def load_student(folder: Path) -> tuple[Distillation, StudentCard, NamedGround]:
     """A student as `save_student` wrote it. Raises BadInput for anything else."""
     try:
         document = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        if document.get("teacher") == "toybox":
-            raise BadInput(
-                f"{folder} is a student of the embedded teacher: look at its samples.png, or draw "
-                f"with one of guidance by sds3d preview PROMPT --teacher {folder / 'teacher'}"
-            )
         if document["format"] != FORMAT or document["ground"] not in get_args(GroundName):
             raise ValueError(f"its format is {document['format']!r}")
         card = StudentCard(
@@ -116,6 +126,8 @@ def load_student(folder: Path) -> tuple[Distillation, StudentCard, NamedGround]:
             batch=int(document["batch"]),
             learning_rate=float(document["learning_rate"]),
             seed=int(document["seed"]),
+            teacher_folder=document.get("teacher_folder"),
+            teacher_sha256=document.get("teacher_sha256"),
         )
     except OSError as error:
         raise BadInput(
@@ -124,7 +136,8 @@ def load_student(folder: Path) -> tuple[Distillation, StudentCard, NamedGround]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder / CARD} is damaged ({error}): distil the student again") from error
-    ground = named_ground(card.ground)
+    ground = named_ground(card.ground, _teacher_of(card, folder))
+    ground = ground.serving(find_method(card.method).card)
     method = make(card, ground)
     try:
         tensors = load_file(folder / WEIGHTS)
@@ -139,3 +152,17 @@ def load_student(folder: Path) -> tuple[Distillation, StudentCard, NamedGround]:
             f"{folder / WEIGHTS} is missing or damaged ({reason}): distil the student again"
         ) from error
     return method, card, ground
+
+
+def _teacher_of(card: StudentCard, student: Path) -> Path | None:
+    """The folder of a teacher that was given by its folder, if it is still the same."""
+    if card.teacher_folder is None:
+        return None
+    given = folder_of_teacher(card.teacher_folder)
+    if given is None:
+        raise TeacherError(
+            f"the teacher of {student} is no longer in {card.teacher_folder}: put it back, or "
+            "distil the student again"
+        )
+    given.require_same(str(card.teacher_sha256), student)
+    return given.path

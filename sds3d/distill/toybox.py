@@ -167,6 +167,23 @@ def imagined(teacher: ToyboxTeacher, count: int, seed: int) -> Pictures:
     )
 
 
+def asked(teacher: ToyboxTeacher, count: int, seed: int) -> Pictures:
+    """`count` random prompts, each from a side of its own: what pictures are drawn of. Their own
+    are clear."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = [random_prompt(teacher.vocabulary, generator) for _ in range(count)]
+    low, high = OptimizeConfig().elevation_range_deg
+    text = teacher.encode(prompts).text
+    assert text is not None
+    return Pictures(
+        rgba=torch.zeros(count, teacher.image_size, teacher.image_size, 4, dtype=torch.uint8),
+        text=text,
+        camera=torch.rand(count, 2, generator=generator) * torch.tensor([360.0, high - low])
+        + torch.tensor([0.0, low]),
+        empty=_empty_text(teacher),
+    )
+
+
 def _empty_text(teacher: ToyboxTeacher) -> Tensor:
     text = teacher.encode("").text
     assert text is not None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from core.distillation.field.guidance import GuidanceDistillation, GuidedProgressive
 from core.distillation.method import Distillation
@@ -21,15 +21,18 @@ from core.teachers.toybox_guided import ToyboxStudent, save_guided
 from core.training import CHECKPOINT, DivergedError, History, Stage, train
 
 from ..atomic import make_writable_folder
-from ..errors import DistillationStopped, Diverged, TeacherError
+from ..errors import BadInput, DistillationStopped, Diverged, TeacherError
 from ..events import Distilled, DistillStep, Event
 from ..events import Stage as StageEvent
 from ..teachers import TOYBOX_FOLDER
 from .catalogue import find_method
 from .pictures import draw_history
+from .students import CARD, TOYBOX_FORMAT, WEIGHTS
+from .teacher_folders import folder_of_teacher
 from .toybox import (
     SCALES,
     Pictures,
+    asked,
     guidance_error,
     imagined,
     make_toybox_method,
@@ -44,12 +47,11 @@ if TYPE_CHECKING:
 TEACHER = "teacher"
 """Folder, in a student's, of the teacher with guidance built in: --teacher takes it."""
 
-WEIGHTS = "student.safetensors"
-CARD = "student.json"
-FORMAT = "sds3d-toybox-student/1"
 PICTURES = 8192
 MEASURED = 128
 DRAWN = 16
+MOST_DRAWN = 256
+"""Pictures are drawn in one batch."""
 
 
 def distill_toybox(
@@ -120,7 +122,7 @@ def distill_toybox(
     figures["to_teacher"] = float((made - wanted).square().mean().sqrt())
     _sheet(made, wanted, folder / "samples.png")
     draw_history(history, folder / "history.png")
-    _save(method, config, folder, figures, teacher.weights_sha256)
+    _save(method, config, folder, figures, base, teacher.weights_sha256)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     on_event(Distilled(folder=folder, figures=figures, teacher=[]))
     return folder
@@ -159,11 +161,18 @@ def _train(
     return history
 
 
-def _sheet(made: Tensor, wanted: Tensor, path: Path) -> None:
-    """Two rows of pictures: the student's, and the teacher's from the same noise below."""
-    rows = torch.stack([made, wanted]).clamp(-1, 1)
+def _sheet(made: Tensor, wanted: Tensor, path: Path, columns: int = 16) -> None:
+    """Rows of pictures in pairs: the student's, and the teacher's from the same noise below."""
+    parts = [
+        # White where the last row ends early.
+        nn.functional.pad(row, (0, 0, 0, 0, 0, 0, 0, columns - len(row)), value=1.0)
+        for pair in zip(made.split(columns), wanted.split(columns), strict=True)
+        for row in pair
+    ]
+    columns = min(columns, len(made))
+    rows = torch.stack([part[:columns] for part in parts]).clamp(-1, 1)
     pixels = ((rows + 1) * 127.5).round().to(torch.uint8).permute(0, 3, 1, 4, 2)
-    Image.fromarray(pixels.reshape(2 * 64, -1, 3).numpy()).save(path)
+    Image.fromarray(pixels.reshape(len(rows) * 64, -1, 3).numpy()).save(path, "PNG")
 
 
 def _save(
@@ -171,6 +180,7 @@ def _save(
     config: DistillConfig,
     folder: Path,
     figures: dict[str, float],
+    base: Path,
     base_sha256: str,
 ) -> None:
     tensors = {
@@ -182,8 +192,9 @@ def _save(
     save_file(tensors, folder / WEIGHTS)
     options = {k: v for k, v in asdict(config).items() if k not in ("out", "samples")}
     document: dict[str, Any] = {
-        "format": FORMAT,
+        "format": TOYBOX_FORMAT,
         **options,
+        "base": None if base == TOYBOX_FOLDER else str(base.resolve()),
         "base_sha256": base_sha256,
         "guidance_scales": SCALES,
         "measured": figures,
@@ -191,3 +202,69 @@ def _save(
     partial = folder / f"{CARD}.partial"
     partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / CARD)
+
+
+def draw_toybox_student(folder: Path, path: Path, *, nfe: int | None, n: int, seed: int) -> None:
+    """Write a PNG of n pictures of a student, the teacher's of the same noise below them.
+
+    Prompts and cameras are drawn from `seed`. Raises BadInput for a damaged student, a number of
+    evaluations that it has no student for and too many pictures, TeacherError for a teacher that
+    is not its own.
+    """
+    if n > MOST_DRAWN:
+        raise BadInput(f"--samples is {n}: of a toybox student at most {MOST_DRAWN} are drawn")
+    try:
+        document = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        base = TOYBOX_FOLDER if document.get("base") is None else Path(document["base"])
+        name, own_nfe = str(document["method"]), int(document["nfe"])
+        steps, rate = int(document["steps"]), float(document["learning_rate"])
+        sha256 = str(document["base_sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{folder / CARD} is damaged ({error}): distil the student again") from error
+    given = folder_of_teacher(str(base))
+    if given is None:
+        raise TeacherError(f"the teacher of {folder} is no longer in {base}: put it back")
+    given.require_same(sha256, folder)
+    teacher = ToyboxTeacher.load(base)
+    network = ToyboxTeacher.load(base, dtype=torch.float32).network
+    method = make_toybox_method(
+        name,
+        toybox_ground(teacher, network, asked(teacher, n, seed)),
+        steps=steps,
+        nfe=own_nfe,
+        batch=n,
+        learning_rate=rate,
+        seed=seed,
+    )
+    _load_weights(method, folder / WEIGHTS)
+    nfe = nfe or own_nfe
+    if isinstance(method, GuidanceDistillation) and nfe not in method.card.nfe:
+        raise BadInput(
+            f"--nfe is {nfe}: a student of guidance is meant for "
+            f"{', '.join(map(str, method.card.nfe))}"
+        )
+    try:
+        made, wanted = student_and_teacher(method, nfe, n, seed)
+    except ValueError as error:
+        raise BadInput(f"--nfe is {nfe}: {error}") from error
+    _sheet(made, wanted, path)
+
+
+def _load_weights(method: Distillation, path: Path) -> None:
+    try:
+        tensors = load_file(path)
+        for name, module in method.modules().items():
+            if isinstance(module, ToyboxStudent):
+                prefix = f"{name}."
+                module.load_delta(
+                    {
+                        key.removeprefix(prefix): value.float()
+                        for key, value in tensors.items()
+                        if key.startswith(prefix)
+                    }
+                )
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(
+            f"{path} is missing or damaged ({reason}): distil the student again"
+        ) from error

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.denoiser import Conditioning
 from core.distillation.method import Distillation, StudentKind
 from core.distillation.students import sample_by_solver
 from core.metrics import sliced_wasserstein
@@ -64,10 +63,6 @@ class Watch:
         n = SAMPLES[ground.name]
         classes = conditioning(ground, n, _generator(0))
         self._cond = conditioning(ground, n, _generator(0), method)
-        if classes is not None and self._cond is not None:
-            self._cond = Conditioning(
-                labels=classes.labels, guidance_scale=self._cond.guidance_scale
-            )
         self._start = method.noise(n, _generator(1))
         self._order = torch.arange(n)
         if ground.name == "digits" and classes is not None and classes.labels is not None:
@@ -90,6 +85,8 @@ class Watch:
 
         by_teacher(TEACHER_FEW_PICTURE, nfe)
         self._teacher = by_teacher(TEACHER_PICTURE, TEACHER_STEPS)
+        if method.makes_directions:
+            self._teacher = self._teacher / self._teacher.norm(dim=1, keepdim=True)
         ration.count(ration.now() - self._began, is_typical=False)
 
     def __call__(self, stage: Stage, history: History) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Unpack
 
@@ -10,22 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from core.denoiser import Conditioning, Denoiser
-from core.distillation.method import (
-    Distillation,
-    Family,
-    Ground,
-    MethodCard,
-    Needs,
-    Settings,
-    StudentKind,
-)
-from core.distillation.students import NetworkDenoiser, sample_by_solver
+from core.distillation.field.counted_students import CountedStudents
+from core.distillation.method import Family, Ground, MethodCard, Needs, Settings, StudentKind
+from core.distillation.students import NetworkDenoiser
 from core.prediction import Parametrisation
 from core.schedule import NoiseSchedule, diffuse, noise_like, per_sample
-from core.solvers.ddim import DDIM, ddim_step
+from core.solvers.ddim import ddim_step
 from core.training import Player, Stage
 
-__all__ = ["ProgressiveDistillation", "inherit_weights", "truncated_snr", "x0_of_step"]
+__all__ = [
+    "ProgressiveDistillation",
+    "inherit_weights",
+    "require_x0",
+    "truncated_snr",
+    "x0_of_step",
+]
 
 
 def x0_of_step(x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -41,6 +40,15 @@ def x0_of_step(x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor, schedule: NoiseSc
 def truncated_snr(schedule: NoiseSchedule, t: Tensor) -> Tensor:
     """max(SNR, 1) [B], the weight of x0's squared error (arXiv 2202.00512, Section 4)."""
     return schedule.log_snr(t).exp().clamp(min=1.0)
+
+
+def require_x0(given: Parametrisation) -> None:
+    """Raise ValueError for what a student in few steps cannot predict."""
+    if given not in (Parametrisation.V_PREDICTION, Parametrisation.X0):
+        raise ValueError(
+            f"A student in few steps cannot predict {given.value}, which says nothing of x0 where "
+            "alpha = 0. Choose V_PREDICTION or X0."
+        )
 
 
 def inherit_weights(student: nn.Module, teacher: Denoiser, given: Parametrisation) -> bool:
@@ -60,7 +68,7 @@ def inherit_weights(student: nn.Module, teacher: Denoiser, given: Parametrisatio
     return True
 
 
-class ProgressiveDistillation(Distillation):
+class ProgressiveDistillation(CountedStudents):
     """max(SNR, 1) |D(x_t, t) - x~|^2 (Salimans & Ho, arXiv 2202.00512, Algorithm 2).
 
     Two DDIM steps of the teacher, t to t' to t'', end in x_t''; x~ is the x0 with which one step
@@ -105,24 +113,12 @@ class ProgressiveDistillation(Distillation):
         if self.steps < len(counts) - 1:
             raise ValueError(f"{len(counts) - 1} rounds need at least as many optimiser steps.")
         parametrisation = parametrisation or ground.parametrisation
-        if parametrisation not in (Parametrisation.V_PREDICTION, Parametrisation.X0):
-            raise ValueError(
-                f"A student in few steps cannot predict {parametrisation.value}, which says "
-                "nothing of x0 where alpha = 0. Choose V_PREDICTION or X0."
-            )
+        require_x0(parametrisation)
         self.teacher_steps = teacher_steps
         self.nfe = nfe
         self.parametrisation = parametrisation
         self.students = {count: ground.make_network() for count in counts[1:]}
         self.student = self.students[nfe]
-
-    def denoiser(self, nfe: int) -> Denoiser:
-        """The student of `nfe` steps; with teacher_steps, the ground's teacher."""
-        if nfe == self.teacher_steps:
-            return self.ground.teacher
-        if nfe not in self.students:
-            raise ValueError(f"There is no student of {nfe} steps: ask one of {[*self.students]}.")
-        return NetworkDenoiser(self.students[nfe], self.ground.schedule, self.parametrisation)
 
     @torch.no_grad()
     def target(
@@ -157,32 +153,6 @@ class ProgressiveDistillation(Distillation):
     def loss(self, generator: torch.Generator) -> Tensor:
         """The last round's."""
         return self.loss_of_round(self.nfe, generator)
-
-    def sample(
-        self, x: Tensor, nfe: int, cond: Conditioning | None, generator: torch.Generator
-    ) -> list[Tensor]:
-        """DDIM of the student for `nfe`; raises ValueError where there is none."""
-        return sample_by_solver(self.denoiser(nfe), DDIM(), x, self.ground.grid(nfe), cond)
-
-    def sample_in(
-        self,
-        stage: Stage,
-        x: Tensor,
-        nfe: int,
-        cond: Conditioning | None,
-        generator: torch.Generator,
-    ) -> list[Tensor]:
-        """Of the round's own student, in as many steps as it has."""
-        trained = stage.players["student"].module
-        (count,) = (n for n, network in self.students.items() if network is trained)
-        return self.sample(x, count, cond, generator)
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """The last student is "student", the one of N steps before it "student_N"."""
-        return {
-            "student" if count == self.nfe else f"student_{count}": network
-            for count, network in self.students.items()
-        }
 
     def stages(self) -> Sequence[Stage]:
         rounds = len(self.students)

@@ -42,6 +42,7 @@ class RiemannianFlowMatching(Distillation):
         idea="Flow matching where a straight line is a great circle.",
         equation="|v(x_t, t) - dx_t/dt|^2, x_t = exp(x0, t log(x0, x_T))",
     )
+    makes_directions = True
 
     def __init__(self, ground: Ground, **settings: Unpack[Settings]) -> None:
         super().__init__(ground, **settings)

@@ -12,26 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from core.denoiser import Conditioning, Denoiser
-from core.distillation.field.progressive import inherit_weights, truncated_snr, x0_of_step
-from core.distillation.method import (
-    Distillation,
-    Family,
-    Ground,
-    MethodCard,
-    Needs,
-    Settings,
-    StudentKind,
+from core.distillation.field.counted_students import CountedStudents
+from core.distillation.field.progressive import (
+    inherit_weights,
+    require_x0,
+    truncated_snr,
+    x0_of_step,
 )
-from core.distillation.students import NetworkDenoiser, sample_by_solver
-from core.prediction import Parametrisation
+from core.distillation.method import Family, Ground, MethodCard, Needs, Settings, StudentKind
+from core.distillation.students import NetworkDenoiser
 from core.schedule import diffuse, noise_like, per_sample
-from core.solvers.ddim import DDIM, ddim_step
+from core.solvers.ddim import ddim_step
 from core.training import Player, Stage
 
 __all__ = ["TRACT"]
 
 
-class TRACT(Distillation):
+class TRACT(CountedStudents):
     """max(SNR, 1) |D(x_t, t) - x~|^2, for jumps to the end of t's group (arXiv 2303.04248).
 
     The teacher's steps form equal groups. From x_t the teacher takes one step, the student's
@@ -71,9 +68,11 @@ class TRACT(Distillation):
                 "TRACT needs groups that fall and divide one another and teacher_steps, as 32 and "
                 f"(4, 1); got {teacher_steps} and {tuple(groups)}."
             )
+        require_x0(ground.parametrisation)
         if self.steps < len(groups):
             raise ValueError(f"{len(groups)} phases need at least as many optimiser steps.")
         self.teacher_steps = teacher_steps
+        self.parametrisation = ground.parametrisation
         self.steps_before = {count: before for before, count in pairwise(counts)}
         self.average_decay = average_decay
         self.students = {count: ground.make_network() for count in groups}
@@ -82,14 +81,6 @@ class TRACT(Distillation):
             for count, network in self.students.items()
         }
         self.student = self.students[counts[-1]]
-
-    def denoiser(self, nfe: int) -> Denoiser:
-        """The student of `nfe` groups; with teacher_steps, the ground's teacher."""
-        if nfe == self.teacher_steps:
-            return self.ground.teacher
-        if nfe not in self.students:
-            raise ValueError(f"There is no student of {nfe} steps: ask one of {[*self.students]}.")
-        return NetworkDenoiser(self.students[nfe], self.ground.schedule)
 
     @torch.no_grad()
     def target(
@@ -117,7 +108,7 @@ class TRACT(Distillation):
         index = torch.randint(before, (self.batch,), generator=generator)
         t, following, end = grid[index], grid[index + 1], grid[(index // size + 1) * size]
         x_t = diffuse(self.ground.schedule, data.x0, noise_like(data.x0, generator), t)
-        average = NetworkDenoiser(self.averages[groups], self.ground.schedule)
+        average = NetworkDenoiser(self.averages[groups], self.ground.schedule, self.parametrisation)
         teacher = self.denoiser(before)
         target = self.target(x_t, t, following, end, data.cond, teacher, average)
         weight = per_sample(truncated_snr(self.ground.schedule, t), x_t)
@@ -128,31 +119,10 @@ class TRACT(Distillation):
         """The last phase's."""
         return self.loss_of_phase(min(self.students), generator)
 
-    def sample(
-        self, x: Tensor, nfe: int, cond: Conditioning | None, generator: torch.Generator
-    ) -> list[Tensor]:
-        """DDIM of the student for `nfe` groups; raises ValueError where there is none."""
-        return sample_by_solver(self.denoiser(nfe), DDIM(), x, self.ground.grid(nfe), cond)
-
-    def sample_in(
-        self,
-        stage: Stage,
-        x: Tensor,
-        nfe: int,
-        cond: Conditioning | None,
-        generator: torch.Generator,
-    ) -> list[Tensor]:
-        """Of the phase's own student, in as many steps as it has groups."""
-        trained = stage.players["student"].module
-        (count,) = (n for n, network in self.students.items() if network is trained)
-        return self.sample(x, count, cond, generator)
-
     def modules(self) -> Mapping[str, nn.Module]:
-        """ "student" is the last phase's; "student_N" that of N groups, "average_N" its average."""
-        last = min(self.students)
-        students = {f"student_{n}": m for n, m in self.students.items() if n != last}
+        """The students, and "average_N" the average of that of N groups."""
         averages = {f"average_{n}": m for n, m in self.averages.items()}
-        return {"student": self.student, **students, **averages}
+        return {**super().modules(), **averages}
 
     def stages(self) -> Sequence[Stage]:
         phases = len(self.students)
@@ -177,4 +147,4 @@ class TRACT(Distillation):
     def _enter(self, count: int, generator: torch.Generator) -> None:
         teacher = self.denoiser(self.steps_before[count])
         for network in (self.students[count], self.averages[count]):
-            inherit_weights(network, teacher, Parametrisation.V_PREDICTION)
+            inherit_weights(network, teacher, self.parametrisation)

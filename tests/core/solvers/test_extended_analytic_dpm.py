@@ -8,12 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.distillation.mixture_ground import two_mode_mixture
 from core.mixture import GaussianMixture, MixtureDenoiser
-from core.schedule import FlowSchedule, NoiseSchedule, noise_like
+from core.networks import MLP
+from core.schedule import FlowSchedule, NoiseSchedule, diffuse, noise_like
 from core.solvers.ddim import DDIM
 from core.solvers.ddpm import transition_variance
-from core.solvers.extended_analytic_dpm import ExtendedAnalyticDPM, second_moment_loss
+from core.solvers.extended_analytic_dpm import (
+    ExtendedAnalyticDPM,
+    SecondMomentTraining,
+    second_moment_loss,
+)
 from core.solvers.sampling import sample
+from core.training import train
 
 
 class ExactSecondMoment:
@@ -122,6 +129,34 @@ def test_the_loss_is_least_at_the_second_moment(
     torch.testing.assert_close(fitted, exact, rtol=0, atol=6 * math.sqrt(2 * 3 / n) * 2)
 
 
+def test_a_network_learns_the_posterior_variance() -> None:
+    """(sigma/alpha)^2 (h - eps^2) with the exact eps: near the mixture's own at every x_t, where
+    Analytic-DPM's mean over x_t is not."""
+    mixture, schedule, low, high = two_mode_mixture(), FlowSchedule(), 0.25, 0.65
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = MLP(1, width=64)
+    method = SecondMomentTraining(
+        network, schedule, lambda n, generator: mixture.sample(n, generator)[0],
+        steps=1500, batch=512, t_min=low, t_max=high,
+    )  # fmt: skip
+    train(method, seed=0)
+    exact = ExactSecondMoment(mixture, schedule)
+    generator = torch.Generator().manual_seed(1)
+    for time in (0.35, 0.45, 0.55):
+        x0, _ = mixture.sample(4000, generator)
+        t = torch.full((4000,), time)
+        x_t = diffuse(schedule, x0, noise_like(x0, generator), t)
+        with torch.no_grad():
+            eps = MixtureDenoiser(mixture, schedule)(x_t, t).eps
+            of_spread = (schedule.sigma(t) / schedule.alpha(t)).square()[:, None]
+            learned = of_spread * (network(x_t, t) - eps.square())
+            wanted = of_spread * (exact(x_t, t) - eps.square())
+        missed = (learned - wanted).square().mean().sqrt()
+        assert missed < 0.3 * (wanted - wanted.mean()).square().mean().sqrt()
+        assert float(learned.mean()) == pytest.approx(float(wanted.mean()), rel=0.1)
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_second_moment_that_falls_short_leaves_ddim(
     main_schedule: NoiseSchedule, mixture_1d: GaussianMixture, eta: float
@@ -141,6 +176,10 @@ def test_a_second_moment_that_falls_short_leaves_ddim(
 def test_misuse_is_refused(mixture_1d: GaussianMixture, generator: torch.Generator) -> None:
     schedule = FlowSchedule()
     exact = ExactSecondMoment(mixture_1d, schedule)
+    with pytest.raises(ValueError, match="t_min"):
+        SecondMomentTraining(
+            MLP(1), schedule, lambda n, generator: torch.zeros(n, 1), steps=1, t_min=0.5, t_max=0.2
+        )
     with pytest.raises(ValueError, match="eta"):
         ExtendedAnalyticDPM(second_moment=exact, eta=2.0)
     denoiser = MixtureDenoiser(mixture_1d, schedule)

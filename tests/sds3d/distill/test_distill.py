@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import core.solvers
 from core.distillation.method import Distillation, Needs
 from core.distillation.point_cloud_ground import point_cloud_ground
 from core.schedule import diffuse
@@ -24,6 +26,7 @@ from sds3d.distill.grounds import GroundName, NamedGround, load_clouds, named_gr
 from sds3d.distill.measure import conditioning, digits_floor, draw, measure, teacher_samples
 from sds3d.distill.refusals import GROUND_HAS
 from sds3d.distill.run import DistillConfig, distill
+from sds3d.distill.samplers import SAMPLERS
 from sds3d.distill.students import load_student
 from sds3d.errors import BadInput, Interrupted
 from sds3d.events import Distilled, DistillStep, Event
@@ -32,12 +35,24 @@ from sds3d.events import Distilled, DistillStep, Event
 def test_every_method_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [line["name"] for line in listed] == [m.card.name for m in METHODS]
-    assert len({line["name"] for line in listed}) == len(METHODS)
+    names = [*(m.card.name for m in METHODS), *(sampler.name for sampler in SAMPLERS)]
+    assert [line["name"] for line in listed] == names
+    assert len(set(names)) == len(names)
     assert all(line["idea"] and line["equation"] and line["reference"] for line in listed)
     assert cli.main(["methods"]) == 0
     text = capsys.readouterr().out
-    assert all(f"  {m.card.name} " in text for m in METHODS)
+    assert all(f"  {name} " in text for name in names)
+
+
+def test_every_sampler_of_the_library_has_a_line() -> None:
+    """One for each file, but those that hold what several share; and it names what is there."""
+    shared = {"__init__", "ancestral", "exponential", "interpolation", "sampling"}
+    files = {path.stem for path in Path(core.solvers.__path__[0]).glob("*.py")} - shared
+    assert {sampler.made_by.split(".")[2] for sampler in SAMPLERS} == files
+    for sampler in SAMPLERS:
+        module, _, name = sampler.made_by.rpartition(".")
+        assert name in import_module(module).__all__
+        assert sampler.reference.removeprefix("arXiv ") in (import_module(module).__doc__ or "")
 
 
 GROUNDS: dict[str, GroundName] = {"psf": "clouds", "riemannian": "mixture"}
@@ -74,7 +89,7 @@ def test_every_method_trains_and_samples_on_some_ground(method) -> None:
 def test_a_student_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     events: list[Event] = []
     config = DistillConfig(
-        method="progressive", steps=30, nfe=4, batch=32, samples=200, out=tmp_path
+        method="guided-progressive", steps=30, nfe=4, batch=32, samples=200, out=tmp_path
     )
     folder = distill(config, events.append, lambda: False)
     assert {p.name for p in folder.iterdir()} == {
@@ -207,6 +222,53 @@ def test_what_a_ground_has_is_what_the_refusals_say() -> None:
         assert ("point clouds" in GROUND_HAS[name]) is (len(ground.ground.shape) == 2)
     needs = {need.value for need in Needs}
     assert all(found <= needs for found in GROUND_HAS.values())
+
+
+def test_only_methods_that_need_labels_are_told_the_mode() -> None:
+    ground = named_ground("mixture")
+    for method in METHODS:
+        served = ground.serving(method.card)
+        told = served.ground.data(4, torch.Generator().manual_seed(0)).cond is not None
+        assert told is served.has_labels is (Needs.LABELS in method.card.needs)
+        assert served.mixture is ground.mixture
+    digits = named_ground("digits")
+    assert digits.serving(METHODS[0].card) is digits
+
+
+def test_students_of_a_seed_start_from_their_teacher_s_noise_and_classes() -> None:
+    """Guided ones too, whose own batches draw scales besides."""
+    ground = named_ground("digits")
+    starts = []
+    for name in ("kd", "guidance"):
+        method = make_method(
+            find_method(name), ground, steps=2, nfe=find_method(name).card.nfe[0], batch=4,
+            learning_rate=1e-3, seed=0,
+        )  # fmt: skip
+        states, cond = draw(method, ground, method.card.nfe[0], 50, seed=3)
+        assert cond is not None
+        assert cond.labels is not None
+        assert (cond.guidance_scale is None) == (name == "kd")
+        starts.append((states[0], cond.labels))
+    generator = torch.Generator().manual_seed(3)
+    cond = conditioning(ground, 50, generator)
+    assert cond is not None
+    assert cond.labels is not None
+    noise = ground.ground.noise(50, generator)
+    for start, labels in starts:
+        assert torch.equal(start, noise)
+        assert torch.equal(labels, cond.labels)
+
+
+def test_directions_are_compared_with_directions() -> None:
+    ground = named_ground("mixture").serving(find_method("riemannian").card)
+    teacher = teacher_samples(ground, 3000, seed=1)
+    fresh = ground.ground.data(3000, torch.Generator().manual_seed(5)).x0
+    directions = fresh / fresh.norm(dim=1, keepdim=True)
+    right = measure(ground, directions, teacher, 2, are_directions=True)
+    wrong = measure(ground, directions, teacher, 2)
+    assert right["sliced_wasserstein"] < 0.06 < 0.15 < wrong["sliced_wasserstein"]
+    assert right["to_teacher"] < 0.06 < 0.15 < wrong["to_teacher"]
+    assert "mode_weight_error" not in right
 
 
 def test_names_of_methods_are_found() -> None:

@@ -12,21 +12,29 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from core.denoiser import ClassifierFreeGuidance
 from core.distillation.field.guidance import GuidanceDistillation
+from core.distillation.method import Distillation
 from core.prediction import Parametrisation
 from core.schedule import FlowSchedule
 from core.teachers.toybox import ToyboxTeacher, weights_sha256
-from core.teachers.toybox_guided import GuidedToyboxTeacher
+from core.teachers.toybox_guided import GuidedToyboxTeacher, ToyboxStudent
 from core.teachers.toybox_network import make_network, make_tokenizer, save_network
 from sds3d import cli, teachers
 from sds3d.distill import toybox, toybox_run
 from sds3d.distill.run import DistillConfig
-from sds3d.distill.students import load_student
-from sds3d.distill.toybox import Pictures, guidance_error, imagined, random_prompt, toybox_ground
+from sds3d.distill.toybox import (
+    Pictures,
+    guidance_error,
+    imagined,
+    random_prompt,
+    student_and_teacher,
+    toybox_ground,
+)
 from sds3d.distill.toybox_run import distill_toybox
-from sds3d.errors import BadInput, Interrupted, TeacherError
+from sds3d.errors import Interrupted, TeacherError
 from sds3d.optimize_config import OptimizeConfig
 from sds3d.views import ring
 
@@ -218,15 +226,71 @@ def test_a_guided_teacher_comes_out_and_is_loaded_by_its_folder(
     ],
 )
 def test_progressive_students_are_trained_and_kept(
-    method: str, nfe: int, students: set[str], base: Path, tmp_path: Path
+    method: str,
+    nfe: int,
+    students: set[str],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = run(config(tmp_path, method, nfe), base)
     tensors = load_file(folder / "student.safetensors")
     assert {name.partition(".")[0] for name in tensors} == students
     assert any(bool(v.any()) for name, v in tensors.items() if name.endswith("lora_B.weight"))
     assert (folder / "teacher").exists() == (method == "guided-progressive")
-    with pytest.raises(BadInput, match=r"samples\.png"):
-        load_student(folder)
+    seen: list[Distillation] = []
+
+    def drawn(student: Distillation, *how: int) -> tuple[Tensor, Tensor]:
+        seen.append(student)
+        return student_and_teacher(student, *how)
+
+    monkeypatch.setattr(toybox_run, "student_and_teacher", drawn)
+    grid = tmp_path / "pictures" / "grid.png"
+    words = ["sample", str(folder), "--samples", "3", "--out", str(grid)]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.strip() == str(grid)
+    with Image.open(grid) as image:
+        assert image.size == (3 * 64, 2 * 64)
+        assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 20
+    # What was drawn is what was trained.
+    for name, module in seen[0].modules().items():
+        assert isinstance(module, ToyboxStudent)
+        for key, value in module.delta().items():
+            assert torch.equal(value, tensors[f"{name}.{key}"].float())
+    assert_refused(capsys, [*words, "--nfe", "3"], "--nfe is 3")
+    assert_refused(capsys, ["sample", str(folder), "--samples", "300"], "--samples is 300")
+    damage(folder / "student.safetensors")
+    assert_refused(capsys, words, "missing or damaged")
+    vocabulary = base / "vocabulary.json"
+    text = vocabulary.read_text()
+    vocabulary.write_text(text + " ")
+    try:
+        assert_refused(capsys, words, "is not that of")
+    finally:
+        vocabulary.write_text(text)
+    damage(folder / "student.json")
+    assert_refused(capsys, words, "distil the student again")
+
+
+def assert_refused(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_sheet_s_last_row_may_be_short(tmp_path: Path) -> None:
+    made = torch.full((5, 3, 64, 64), -1.0)
+    toybox_run._sheet(made, torch.zeros_like(made), tmp_path / "sheet.png", columns=2)
+    with Image.open(tmp_path / "sheet.png") as image:
+        pixels = np.asarray(image)
+    assert pixels.shape == (6 * 64, 2 * 64, 3)
+    assert pixels[::64, ::64, 0].tolist() == [[0, 0], [128, 128]] * 2 + [[0, 255], [128, 255]]
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_read(
