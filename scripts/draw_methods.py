@@ -1,4 +1,4 @@
-"""Write the parts of docs/distillation.md that are made from the code: the cards, and MeanFlow.
+"""Write the parts of docs/distillation.md that are made from the code: cards, and MeanFlow.
 
 python scripts/draw_methods.py
 """
@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from sds3d.distill.catalogue import METHODS
+from sds3d.distill.samplers import SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "distillation.md"
@@ -37,10 +38,26 @@ def cards() -> str:
     return "\n".join(lines[1:])
 
 
+def samplers() -> str:
+    """All samplers, a line each."""
+    lines = [
+        "| sampler | | order | calls in a step | rule | where | reference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for card in SAMPLERS:
+        equation = card.equation.replace("|", "\\|")
+        lines.append(
+            f"| `{card.name}` | {card.title}. {card.idea} | {card.order} | {card.calls} "
+            f"| `{equation}` | `{card.made_by.removeprefix('core.solvers.')}` | {card.reference} |"
+        )
+    return "\n".join(lines)
+
+
 def page(text: str) -> str:
     """`text` with its made parts made anew."""
     for name, body in (
         ("cards", cards()),
+        ("samplers", samplers()),
         ("meanflow", f"```python\n{EXAMPLE.read_text()}```"),
     ):
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
