@@ -6,9 +6,9 @@ Each picture is a run of `sds3d generate --target image`: no field and no render
 teacher, camera, seed and steps for all, so that what differs is the method. The table that goes
 with the picture into docs/score-methods.md says how often kind and colour are the ones asked for
 (by comparison with exact renders of the world, as scripts/evaluate_teacher.py judges the teacher's
-own samples), how many passes of the network a step took for each noise (the twin's of VSD among
-them, its backward pass not), and the seconds of a run. Runs that are finished in --work are taken
-as they are, so that a second call goes on where the first was stopped.
+own samples) and how many passes of the network a step took for each noise (the twin's of VSD among
+them, its backward pass not). Runs that are finished in --work are taken as they are, so that a
+second call goes on where the first was stopped.
 """
 
 from __future__ import annotations
@@ -136,14 +136,14 @@ def make(
 def table(rows: dict[str, list[Made]]) -> str:
     """A line for each method."""
     lines = [
-        "| method | right kind | right colour | passes per noise | seconds |",
-        "|---|---|---|---|---|",
+        "| method | right kind | right colour | passes per noise |",
+        "|---|---|---|---|",
     ]
     for method, made in rows.items():
         kind, color = sum(m.kind for m in made), sum(m.color for m in made)
         lines.append(
             f"| `{method}` | {kind} of {len(made)} | {color} of {len(made)} "
-            f"| {fmean(m.passes for m in made):.1f} | {fmean(m.seconds for m in made):.0f} |"
+            f"| {fmean(m.passes for m in made):.1f} |"
         )
     return "\n".join(lines)
 

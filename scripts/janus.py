@@ -83,7 +83,9 @@ class JanusConfig:
     out: Path = Path("docs/janus.png")
     """The PNG."""
     page: Path = Path("docs/methods.md")
-    """The page whose part between the marks "janus" is written anew."""
+    """The page of which a part is written anew."""
+    mark: str = "janus"
+    """Between which marks of the page that part lies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +226,7 @@ def main() -> int:
     shown = {str(name): [made for made, _ in found[:first]] for name, found in rows.items()}
     sheet(shown, config.prompts).save(config.out, optimize=True)
     part = f"{described(config, teacher.weights_sha256)}\n\n{table(rows, ends)}"
-    write_part(config.page, "janus", part)
+    write_part(config.page, config.mark, part)
     print(part)
     return 0
 
