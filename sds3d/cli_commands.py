@@ -164,11 +164,9 @@ def _methods(call: Call) -> int:
     given = call.parse(Methods)
 
     from .distill.catalogue import METHODS, card_as_dict, table
-    from .distill.samplers import SAMPLERS
 
     if given.json:
-        cards = [card_as_dict(method) for method in METHODS]
-        call.output.line(json.dumps([*cards, *(sampler.as_dict() for sampler in SAMPLERS)]))
+        call.output.line(json.dumps([card_as_dict(method) for method in METHODS]))
     else:
         call.output.line(table())
     return EXIT_OK

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 TRAINING_FREE = "sampling without training"
 TRAINED = "trained samplers"
@@ -27,9 +26,6 @@ class SamplerCard:
     reference: str
     idea: str
     equation: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 SAMPLERS = (

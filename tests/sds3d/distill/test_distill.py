@@ -35,12 +35,12 @@ from sds3d.events import Distilled, DistillStep, Event
 def test_every_method_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    names = [*(m.card.name for m in METHODS), *(sampler.name for sampler in SAMPLERS)]
-    assert [line["name"] for line in listed] == names
-    assert len(set(names)) == len(names)
+    assert [line["name"] for line in listed] == [m.card.name for m in METHODS]
     assert all(line["idea"] and line["equation"] and line["reference"] for line in listed)
     assert cli.main(["methods"]) == 0
     text = capsys.readouterr().out
+    names = [*(m.card.name for m in METHODS), *(sampler.name for sampler in SAMPLERS)]
+    assert len(set(names)) == len(names)
     assert all(f"  {name} " in text for name in names)
 
 
