@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from .config import DeviceName, Format, GenerateConfig
+from .config import DeviceName, Format, GenerateConfig, PresetName
 
 JSON_HELP = "Print JSON, one value per line, the result last."
 JsonFlag = Annotated[bool, tyro.conf.arg(help=JSON_HELP)]
@@ -52,12 +52,16 @@ class Doctor:
 
     teacher: str = "toybox"
     """The teacher whose weights are looked at."""
+    preset: PresetName | None = None
+    """The preset whose step is counted with that teacher; left out, a published recipe for it."""
     json: JsonFlag = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Methods:
-    """List every distillation method: family, student, what it needs, NFE, reference."""
+    """List every distillation method (family, student, needs, NFE, reference) and every sampler.
+
+    With --json the methods alone."""
 
     json: JsonFlag = False
 

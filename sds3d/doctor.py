@@ -13,10 +13,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .atomic import MIN_FREE_BYTES
+from .config import PresetName
 from .errors import Sds3dError, TeacherError
+
+if TYPE_CHECKING:
+    from core.teachers.folder import TeacherFolder
 
 PACKAGES = (
     "sds3d",
@@ -45,7 +49,7 @@ class Finding:
     text: str
 
 
-def examine(teacher: str = "toybox") -> list[Finding]:
+def examine(teacher: str = "toybox", preset: PresetName | None = None) -> list[Finding]:
     """Look at everything, of teachers at the embedded one and at `teacher`.
 
     A check that itself fails becomes a finding.
@@ -63,7 +67,7 @@ def examine(teacher: str = "toybox") -> list[Finding]:
         _teacher,
     ]
     if teacher != "toybox":
-        checks.append(lambda: teacher_findings(teacher))
+        checks.append(lambda: teacher_findings(teacher, preset))
     findings = []
     for check in checks:
         try:
@@ -132,13 +136,13 @@ def _device() -> list[Finding]:
 
 
 def _memory() -> list[Finding]:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        page = os.sysconf("SC_PAGE_SIZE")
-        total = os.sysconf("SC_PHYS_PAGES") * page
+    total = _total_memory("cpu")
+    if total is not None:
         status = "ok" if total >= MIN_MEMORY_BYTES else "problem"
         text = f"{total / 2**30:.1f} GiB in all"
         with contextlib.suppress(OSError, ValueError):
-            text += f", {os.sysconf('SC_AVPHYS_PAGES') * page / 2**30:.1f} GiB unused"
+            unused = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            text += f", {unused / 2**30:.1f} GiB unused"
         return [Finding(name="memory", status=status, text=text)]
     return [Finding(name="memory", status="missing", text="the system does not say how much")]
 
@@ -236,10 +240,11 @@ def _teacher() -> list[Finding]:
     return [Finding(name="teacher toybox", status="ok", text=text)]
 
 
-def teacher_findings(name: str) -> list[Finding]:
-    """Whether a teacher's files are there and whole, and what they take in memory."""
-    import torch
+def teacher_findings(name: str, preset: PresetName | None = None) -> list[Finding]:
+    """Whether a teacher's files are there and whole, and what a step of a preset takes with it.
 
+    Without a preset it is a published recipe for the teacher.
+    """
     from .teachers import look_at, require_kind
 
     try:
@@ -259,23 +264,84 @@ def teacher_findings(name: str) -> list[Finding]:
                 text="; ".join(part.problems) or text,
             )
         )
-    if not folder.problems:
-        cuda = torch.cuda.is_available()
-        width = 2 if cuda else 4
-        models = [part for part in folder.components if part.is_model]
-        sizes = {part.name: width * part.parameters for part in models}
-        text = sum(size for part, size in sizes.items() if part.startswith("text_encoder"))
-        judging = sum(sizes.values()) - text
-        where = "CUDA in half precision" if cuda else "the CPU in float32"
-        found.append(
-            Finding(
-                name="teacher memory",
-                status="ok",
-                text=f"on {where} the weights take {_gib(judging + text)} while the prompt is read "
-                f"and {_gib(judging)} after it; what a step adds has not been measured",
-            )
-        )
-    return found
+    return found if folder.problems else found + _memory_findings(name, folder, preset)
+
+
+def _memory_findings(name: str, folder: TeacherFolder, preset: PresetName | None) -> list[Finding]:
+    """What the teacher takes, and a step with it, on the device that --device auto takes."""
+    from core.teachers.pretrained import PretrainedTeacher
+    from core.teachers.teacher import LatentTeacher
+
+    from .device import resolve_device
+    from .presets import PRESETS
+    from .step_memory import step_memory
+    from .teachers import outline_teacher
+    from .user_config import config_path, read_user_config
+
+    device, settings = resolve_device("auto"), read_user_config().teacher
+    try:
+        teacher = outline_teacher(name, device)
+        preset = preset or _preset_for(name, teacher)
+        options = PRESETS[preset].optimize
+        needs = step_memory(teacher, options)
+    except Sds3dError as error:
+        return [Finding(name="teacher step", status="problem", text=str(error))]
+    found = []
+    if isinstance(teacher, PretrainedTeacher):
+        readers = [part for part in folder.components if part.name.startswith("text_encoder")]
+        sizes = [teacher.dtype.itemsize * part.parameters for part in readers]
+        reading = max(sizes) if settings.get("offload_text_encoders") else sum(sizes)
+        dtype = str(teacher.dtype).removeprefix("torch.")
+        text = f"on {device} in {dtype} the weights take {_gib(needs.weights + reading)} while the "
+        text += f"prompt is read and {_gib(needs.weights)} after it"
+        found.append(_fits("teacher memory", text, needs.weights + reading, device))
+    count, side = options.views_per_step, teacher.image_size
+    text = f"--preset {preset} ({options.method}, {count} view{'s' if count > 1 else ''} of {side} "
+    text += f"px) takes {_gib(needs.peak)} in a step, the weights among it"
+    if isinstance(teacher, LatentTeacher) and not (options.latent or settings.get(_AGAIN)):
+        less = step_memory(outline_teacher(name, device, checkpoint_vae=True), options)
+        text += f", or {_gib(less.peak)} with {_AGAIN} = true in {config_path()}"
+    text += "; counted from the shapes, not measured on a GPU, and what is optimised comes on top"
+    return [*found, _fits("teacher step", text, needs.peak, device)]
+
+
+_AGAIN = "checkpoint_vae"
+
+
+def _preset_for(name: str, teacher: object) -> PresetName:
+    """The preset with which a teacher of that name is most likely asked."""
+    from core.teachers.pretrained import PretrainedTeacher
+    from core.teachers.teacher import views_per_object
+
+    from .recipes import RECIPES
+
+    if not isinstance(teacher, PretrainedTeacher):
+        return "balanced"
+    for recipe, chosen in RECIPES.items():
+        if chosen.teacher == name:
+            return recipe
+    return "mvdream" if views_per_object(teacher) > 1 else "dreamfusion"
+
+
+def _fits(name: str, text: str, needed: int, device: str) -> Finding:
+    """A finding on memory; a problem where the device has less."""
+    total = _total_memory(device)
+    if total is None or needed <= total:
+        return Finding(name=name, status="ok", text=text)
+    remedy = "choose half precision, a smaller image_size or another teacher (docs/teachers.md)"
+    text += f". This is more than the {_gib(total)} of this {device}: {remedy}"
+    return Finding(name=name, status="problem", text=text)
+
+
+def _total_memory(device: str) -> int | None:
+    """Bytes that there are on "cpu" or "cuda"; None where the system does not say."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def _gib(size: int) -> str:

@@ -78,9 +78,13 @@ def step_memory(teacher: Held, options: OptimizeConfig) -> StepMemory:
         weights = trace.live
         # The prompt is read by now, and what it took is given back.
         trace.peak = trace.live
-        for _ in range(2 if options.method == "vsd" else 1):  # Adam's moments come with the first
-            loop.advance(StepClock())
-        return StepMemory(weights=weights, peak=trace.peak)
+        loop.advance(StepClock())
+        peak = trace.peak
+    if loop.supervision.fake is not None:
+        # Adam's moments come with the first step and stay.
+        learned = loop.supervision.fake.denoiser.trainable.values()
+        peak += 2 * sum(parameter.nbytes for parameter in learned)
+    return StepMemory(weights=weights, peak=peak)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

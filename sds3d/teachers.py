@@ -177,17 +177,20 @@ def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | Pretr
     return teacher
 
 
-def outline_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | PretrainedTeacher:
+def outline_teacher(
+    name: TeacherName, device: DeviceName, **held: Any
+) -> ToyboxTeacher | PretrainedTeacher:
     """What `load_teacher` would give, by its shapes alone, on torch's meta device.
 
-    It refuses what the real one refuses and takes no memory. The embedded ones, which are small,
-    are read whole, to the CPU. Raises as `load_teacher` does.
+    It refuses what the real one refuses and takes no memory; `held` are TeacherOptions that win
+    over the user's. The embedded ones, which are small, are read whole, to the CPU. Raises as
+    `load_teacher` does.
     """
-    return _read(name, device, outline=True)[1]
+    return _read(name, device, outline=held)[1]
 
 
 def _read(
-    name: TeacherName, device: DeviceName, *, outline: bool = False
+    name: TeacherName, device: DeviceName, *, outline: dict[str, Any] | None = None
 ) -> tuple[TeacherFolder, ToyboxTeacher | PretrainedTeacher]:
     folder = look_at(name)
     require_kind(folder)
@@ -224,20 +227,21 @@ def require_same_size(before: Mapping[str, Any], now: Mapping[str, Any], what: s
 
 
 def _load(
-    folder: TeacherFolder, device: DeviceName, *, outline: bool
+    folder: TeacherFolder, device: DeviceName, *, outline: dict[str, Any] | None
 ) -> ToyboxTeacher | PretrainedTeacher:
+    small = device if outline is None else "cpu"
     if folder.class_name == "ToyboxTeacher":
         from core.teachers.toybox import ToyboxTeacher
 
-        return ToyboxTeacher.load(folder.path, device="cpu" if outline else device)
+        return ToyboxTeacher.load(folder.path, device=small)
     if folder.class_name == "GuidedToyboxTeacher":
         from core.teachers.toybox_guided import load_guided
 
-        return load_guided(folder.path, TOYBOX_FOLDER, device="cpu" if outline else device)
+        return load_guided(folder.path, TOYBOX_FOLDER, device=small)
     from core.teachers.teacher import TeacherOptions
 
-    kind, options = family(folder), TeacherOptions(**read_user_config().teacher)
-    if not outline:
+    kind, options = family(folder), TeacherOptions(**read_user_config().teacher | (outline or {}))
+    if outline is None:
         return kind.load(folder.path, device=device, options=options)
     options = replace(options, dtype=kind.dtype_on(device, options))
     return kind.load(folder.path, device="meta", options=options)

@@ -13,13 +13,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 __all__ = ["MemoryTrace"]
 
 _aten = torch.ops.aten
+_attend = F.scaled_dot_product_attention
 
 
 class MemoryTrace(TorchDispatchMode):
@@ -44,15 +44,18 @@ class MemoryTrace(TorchDispatchMode):
         self.live = 0
         self.peak = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._attention = _FusedAttention()
+        self._restore: list[Any] = []
 
     def __enter__(self) -> Self:
-        self._attention.__enter__()
+        # Of the module, not by a mode of torch's: no mode reaches what is computed again in a
+        # backward pass.
+        self._restore.append(F.scaled_dot_product_attention)
+        F.scaled_dot_product_attention = _fused
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._attention.__exit__(*error)
+        F.scaled_dot_product_attention = self._restore.pop()
 
     def count(self, tensors: Iterable[Tensor]) -> None:
         """Count these from now on, made before the block or not."""
@@ -102,24 +105,6 @@ _QUESTIONS: dict[Any, Callable[[], Any]] = {
 """The operations by which a program looks at values; bool() and float() ask the last one."""
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention by one kernel, which keeps its inputs, its output and a number for each query.
-
-    What torch would choose on the meta device holds every score.
-    """
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _fused(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
 def _fused(
     query: Tensor,
     key: Tensor,
@@ -130,10 +115,15 @@ def _fused(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    if query.device.type != "meta" or enable_gqa:
-        how = {"scale": scale, "enable_gqa": enable_gqa}
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, **how
+    """Attention by one kernel, which keeps its inputs, its output and a number for each query.
+
+    What torch would choose on the meta device holds every score.
+    """
+    if query.device.type != "meta":
+        return _attend(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+    if enable_gqa:
+        raise NotImplementedError("attention with fewer keys than queries is in no teacher")
     kernel = _aten._scaled_dot_product_flash_attention_for_cpu
     return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

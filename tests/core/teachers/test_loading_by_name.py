@@ -155,7 +155,8 @@ def test_the_doctor_says_whether_a_teacher_is_whole(
     found = {finding.name: finding for finding in doctor.teacher_findings(str(folder))}
     assert all(finding.status == "ok" for finding in found.values())
     assert "SD3Transformer2DModel" in found["teacher transformer"].text
-    assert "has not been measured" in found["teacher memory"].text
+    assert "while the prompt is read" in found["teacher memory"].text
+    assert "not measured on a GPU" in found["teacher step"].text
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     found = {finding.name: finding for finding in doctor.teacher_findings(str(folder))}
     assert found["teacher vae"].status == "problem"
