@@ -7,7 +7,8 @@
 
 `composite_dense` is the readable form, on rays padded to one length, through nerfacc's batched
 functions, for every device. On the CPU `composite` runs the packed rays through a Numba kernel
-with the gradient written out, which needs no padding and none of the small intermediate tensors.
+with the gradient written out, which needs no padding and none of the small intermediate tensors; on
+CUDA through kernels of our own, in the same way.
 """
 
 from __future__ import annotations
@@ -21,22 +22,31 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nerf.cuda import compositing as compositing_cuda
+from nerf.cuda import rays as ray_kernels
 from nerf.sampling import RaySamples
 
 __all__ = ["composite", "composite_dense"]
 
 
 def composite(
-    density: Tensor, values: Tensor, samples: RaySamples
+    density: Tensor, values: Tensor, samples: RaySamples, *, cuda_kernels: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Accumulate values along rays.
 
     density: [S], values: [S, C], samples: S intervals of R rays. Returns (accumulated [R, C],
     transmittance [R] of the whole ray, render weights [S]), differentiable once to density and
     values. The weights of a ray and its transmittance add up to 1.
+    cuda_kernels: off, a CUDA device is given plain torch even where the kernels work.
     """
+    lengths = samples.t_ends - samples.t_starts
+    same = density.dtype == values.dtype
+    if cuda_kernels and same and ray_kernels.usable(density.device, density.dtype):
+        return compositing_cuda.composite(
+            density, values, lengths, samples.ray_indices, samples.offsets
+        )
     if density.device.type == "cpu":
-        return _Composite.apply(density, values, samples.t_ends - samples.t_starts, samples.offsets)
+        return _Composite.apply(density, values, lengths, samples.offsets)
     return composite_dense(density, values, samples)
 
 

@@ -2,7 +2,7 @@
 
 A thin layer over nerfacc's `OccGridEstimator` (Instant-NGP, arXiv 2201.05989, appendix C), which
 works on every device, so that its randomness comes from a given generator and a run can be
-repeated to the bit.
+repeated to the bit. On CUDA our own kernel does the remembering, where it works.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nerf.cuda import occupancy as occupancy_cuda
+from nerf.cuda import rays as ray_kernels
 from nerf.sampling import Aabb
 
 __all__ = ["OccupancyConfig", "OccupancyGrid"]
@@ -28,7 +30,7 @@ class OccupancyConfig:
     (or above the mean over all cells, where that is lower). warmup_steps: until then an update
     visits every cell, afterwards a quarter of them at random and up to a quarter of the occupied.
     dilation: cells by which the occupied set grows on each side, so that matter next to a surface
-    can still appear.
+    can still appear. cuda_kernels: off, a CUDA device is given plain torch even where ours works.
 
     In a run of a few hundred steps a decay of 0.95 every 16 steps never forgets the ball that the
     field started as: 0.7 every 8 steps rendered half the samples for the same images.
@@ -40,6 +42,7 @@ class OccupancyConfig:
     density_threshold: float = 0.3
     warmup_steps: int = 256
     dilation: int = 0
+    cuda_kernels: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("resolution", 1), ("update_every", 1), ("dilation", 0)):
@@ -95,6 +98,9 @@ class OccupancyGrid(nn.Module):
         device = self.remembered_density.device
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
         worth = 1 + self.config.density_threshold
+        if self.config.cuda_kernels and ray_kernels.usable(device, torch.float32):
+            self._update_by_kernels(step, density, torch.Generator(device).manual_seed(seed), worth)
+            return
 
         def finite_density(points: Tensor) -> Tensor:
             with _deterministic(before):
@@ -116,6 +122,40 @@ class OccupancyGrid(nn.Module):
                 warmup_steps=self.config.warmup_steps,
                 n=self.config.update_every,
             )
+
+    @torch.no_grad()
+    def _update_by_kernels(
+        self,
+        step: int,
+        density: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+        worth: float,
+    ) -> None:
+        """The same rule, with numbers of the device's own generator.
+
+        A cell that is drawn twice remembers the larger density, whatever the order of the threads.
+        """
+        occs, binaries = self.estimator.get_buffer("occs"), self.estimator.get_buffer("binaries")
+        device, n_cells = occs.device, occs.numel()
+        side = self.config.resolution
+        if step < self.config.warmup_steps:
+            cells = torch.arange(n_cells, device=device)
+        else:
+            share = n_cells // 4
+            drawn = torch.randint(n_cells, (share,), generator=generator, device=device)
+            held = binaries.flatten().nonzero()[:, 0]
+            if share < len(held):
+                held = held[torch.randint(len(held), (share,), generator=generator, device=device)]
+            cells = torch.cat([drawn, held])
+        corner = torch.stack([cells // side**2, cells // side % side, cells % side], dim=1)
+        within = torch.rand(len(cells), 3, generator=generator, device=device)
+        low, high = self.estimator.get_buffer("aabbs")[0].split(3)
+        points = low + (corner + within) / side * (high - low)
+        found = density(points).nan_to_num(nan=worth, posinf=worth)
+        occupancy_cuda.remember(occs, cells, found.float(), self.config.decay)
+        binaries.copy_(
+            (occs > occs.mean().clamp(max=self.config.density_threshold)).view_as(binaries)
+        )
 
 
 @contextmanager

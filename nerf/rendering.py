@@ -1,9 +1,9 @@
 """Rays to pixels: which samples matter, what the field says there, what the pixel shows.
 
 `render` works in two passes. The first, without gradients, asks only for density, front to back in
-rounds, and drops rays as they become opaque. The second evaluates density and colour, with
-gradients, at the few samples that contribute. The field comes as callables; nothing here knows how
-it is made.
+rounds, and drops rays as they become opaque; our CUDA kernels ask everywhere at once, in few
+launches. The second evaluates density and colour, with gradients, at the few samples that
+contribute. The field comes as callables; nothing here knows how it is made.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from nerf.compositing import composite
+from nerf.cuda import compositing as compositing_cuda
+from nerf.cuda import rays as ray_kernels
 from nerf.sampling import Aabb, RaySamples, march, ray_jitter
 
 __all__ = [
@@ -31,6 +33,10 @@ __all__ = [
 
 FIRST_ROUND = 8
 """Samples per ray in the first round of the density pass; later rounds grow by half each."""
+
+
+POINTS_AT_ONCE = 2**21
+"""The density pass of the CUDA kernels bounds its memory by asking for no more points at a time."""
 
 
 class VolumeField(Protocol):
@@ -63,11 +69,14 @@ class RenderConfig:
         64x64 image is 0.033 wide.
     transmittance_threshold: a ray is followed until less light than this is left.
     alpha_threshold: samples whose own opacity is below this receive no gradient and no colour.
+    cuda_kernels: on a CUDA device, march and composite by our kernels where they work; off, by
+        plain torch.
     """
 
     step_size: float = 0.04
     transmittance_threshold: float = 1e-4
     alpha_threshold: float = 1e-4
+    cuda_kernels: bool = True
 
     def __post_init__(self) -> None:
         if not self.step_size > 0:
@@ -157,6 +166,7 @@ def render(
         step_size=config.step_size,
         occupied=None if occupancy is None else occupancy.occupied,
         jitter=jitter,
+        cuda_kernels=config.cuda_kernels,
     )
     samples, positions = contributing(field.density, samples, rays_o, rays_d, config)
     normals = None
@@ -170,7 +180,9 @@ def render(
         rgb = shader(albedo, normals, positions, view_indices)
     middle = (samples.t_starts + samples.t_ends) * 0.5
     channels = [rgb, middle[:, None]] + ([] if normals is None else [normals])
-    seen, transmittance, weights = composite(density, torch.cat(channels, dim=-1), samples)
+    seen, transmittance, weights = composite(
+        density, torch.cat(channels, dim=-1), samples, cuda_kernels=config.cuda_kernels
+    )
     opacity = 1 - transmittance
     seen, middle, mean_normal = seen.split([rgb.shape[1], 1, seen.shape[1] - rgb.shape[1] - 1], 1)
     pixels = seen.reshape(*shape, rgb.shape[1])
@@ -207,9 +219,12 @@ def contributing(
     """The samples that a pixel can show, and their midpoints [S, 3].
 
     Density is asked for in rounds of a few samples per ray, front to back; a ray leaves when its
-    transmittance falls below the threshold, so that nothing behind a surface is evaluated.
+    transmittance falls below the threshold, so that nothing behind a surface is evaluated. By our
+    CUDA kernels it is asked for at all samples, and one kernel follows the rays.
     """
     positions = samples.positions(rays_o, rays_d)
+    if config.cuda_kernels and ray_kernels.usable(positions.device, positions.dtype):
+        return _contributing_at_once(density, samples, positions, config)
     keep = torch.zeros(len(samples), dtype=torch.bool, device=positions.device)
     lengths = samples.t_ends - samples.t_starts
     first, last = samples.offsets[:-1], samples.offsets[1:]
@@ -234,3 +249,30 @@ def contributing(
         at, end, left = at[busy], end[busy], left[busy]
         size += size // 2
     return samples.select(keep), positions[keep]
+
+
+def _contributing_at_once(
+    density: Callable[[Tensor], Tensor],
+    samples: RaySamples,
+    positions: Tensor,
+    config: RenderConfig,
+) -> tuple[RaySamples, Tensor]:
+    """`contributing` with few launches, and one wait for the device."""
+    parts = [density(part).float() for part in positions.split(POINTS_AT_ONCE)]
+    keep, counts = compositing_cuda.visible(
+        torch.cat(parts),
+        samples.t_ends - samples.t_starts,
+        samples.offsets,
+        transmittance_threshold=config.transmittance_threshold,
+        alpha_threshold=config.alpha_threshold,
+    )
+    index = keep.nonzero()[:, 0]
+    offsets = torch.zeros_like(samples.offsets)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    kept = RaySamples(
+        samples.ray_indices.index_select(0, index),
+        samples.t_starts.index_select(0, index),
+        samples.t_ends.index_select(0, index),
+        offsets,
+    )
+    return kept, positions.index_select(0, index)

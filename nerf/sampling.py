@@ -3,7 +3,8 @@
 Every ray is cut into intervals of one world length inside the box, shifted by a per-ray jitter;
 an interval becomes a sample if the cell at its midpoint is occupied. `march` gives the samples of
 all rays packed one ray after the other. `march_reference` says it in plain torch, on any device;
-a Numba kernel gives the same samples on the CPU, thread by thread without the interpreter's lock.
+a Numba kernel gives the same samples on the CPU, thread by thread without the interpreter's lock,
+and a kernel of our own on CUDA, ray by ray.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from nerf.cuda import march as march_cuda
+from nerf.cuda import rays as ray_kernels
 
 __all__ = ["RaySamples", "intersect_aabb", "march", "march_reference", "ray_jitter"]
 
@@ -94,6 +98,7 @@ def march(
     occupied: Tensor | None = None,
     jitter: Tensor | None = None,
     near: float = 0.0,
+    cuda_kernels: bool = True,
 ) -> RaySamples:
     """Samples of rays [R, 3] in the occupied cells of the box; nothing is differentiable.
 
@@ -101,10 +106,15 @@ def march(
     shortened so that all intervals together cover its way through the box exactly.
     occupied: [X, Y, Z] bool over the box, or None for a full box.
     jitter: [R] in [0, 1], see ray_jitter; None cuts from the entry point on.
+    cuda_kernels: off, a CUDA device is given plain torch even where the kernels work.
     """
     if step_size <= 0:
         raise ValueError(f"step_size must be positive, got {step_size}")
     rays_o, rays_d = rays_o.detach(), rays_d.detach()
+    if cuda_kernels and ray_kernels.usable(rays_o.device, rays_o.dtype):
+        return RaySamples(
+            *march_cuda.march(rays_o, rays_d, aabb, step_size, occupied, jitter, near)
+        )
     if rays_o.device.type == "cpu" and rays_o.dtype == torch.float32:
         return _march_numba(rays_o, rays_d, aabb, step_size, occupied, jitter, near)
     return march_reference(

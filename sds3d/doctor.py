@@ -176,13 +176,16 @@ def _cuda_kernels() -> list[Finding]:
     """Whether our CUDA kernels compile here, which needs no device, and whether they run."""
     import torch
 
+    from nerf.cuda import rays
     from nerf.cuda.compiler import compile_source, nvrtc_version, supported_capabilities
     from nerf.cuda.errors import CudaKernelsUnavailable
     from nerf.hash_grid import cuda
 
     if torch.cuda.is_available():
-        works, text = cuda.load(torch.device("cuda"))
-        return [Finding(name="cuda kernels", status="ok" if works else "missing", text=text)]
+        looked = (cuda.load(torch.device("cuda")), rays.load(torch.device("cuda")))
+        status = "ok" if all(works for works, _ in looked) else "missing"
+        text = "; ".join(text for _, text in looked)
+        return [Finding(name="cuda kernels", status=status, text=text)]
     try:
         version = ".".join(map(str, nvrtc_version()))
         newest = max(supported_capabilities())

@@ -1,4 +1,4 @@
-"""Which code computes the hash grid of a run, and what a user is told of it.
+"""Which code computes the hash grid of a run and follows its rays, and what a user is told of it.
 
 Importing this module does not import torch.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from .config import GenerateConfig
 from .errors import ConfigError
+from .optimize_config import OptimizeConfig
 
-__all__ = ["check_encoding", "fallback"]
+__all__ = ["check_encoding", "fallback", "uses_cuda_kernels"]
 
 
 def check_encoding(config: GenerateConfig) -> str | None:
@@ -52,9 +53,16 @@ def fallback(device: str) -> str | None:
         return None
     import torch
 
+    from nerf.cuda import rays
     from nerf.hash_grid import choose_backend
 
     backend, reason = choose_backend("auto", torch.device(device))
-    if backend == "cuda":
-        return None
-    return f"the hash grid is computed by {backend}: {reason}"
+    if backend != "cuda":
+        return f"the hash grid is computed by {backend}: {reason}"
+    works, reason = rays.load(torch.device(device))
+    return None if works else f"rays are followed by plain torch: {reason}"
+
+
+def uses_cuda_kernels(options: OptimizeConfig) -> bool:
+    """Whether rays, too, go through our CUDA kernels where those work."""
+    return options.encoding in ("auto", "cuda")

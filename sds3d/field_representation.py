@@ -18,6 +18,7 @@ from nerf.regularizers import normal_smoothness, opacity_entropy, orientation_lo
 from nerf.rendering import RenderConfig, Rendered, VolumeField, render
 
 from .config import GenerateConfig
+from .encoding import uses_cuda_kernels
 from .events import Listener
 from .optimize_config import OptimizeConfig
 from .representation import ParameterGroup, Shown
@@ -65,6 +66,7 @@ class FieldRepresentation(nn.Module):
             OccupancyConfig(
                 resolution=options.occupancy_resolution,
                 update_every=options.occupancy_interval,
+                cuda_kernels=uses_cuda_kernels(options),
             ),
         ).to(self.device)
 
@@ -122,7 +124,7 @@ class FieldRepresentation(nn.Module):
             self.occupancy,
             rays_o,
             rays_d,
-            RenderConfig(step_size=options.step_size),
+            self._render_config(),
             background=background[:, None, None],
             generator=generator,
             with_normals=needs_normals,
@@ -136,6 +138,10 @@ class FieldRepresentation(nn.Module):
             latent=latent,
         )
 
+    def _render_config(self) -> RenderConfig:
+        options = self.options
+        return RenderConfig(step_size=options.step_size, cuda_kernels=uses_cuda_kernels(options))
+
     @torch.no_grad()
     def pictures(self, views: Views, side: int, background: float) -> Tensor:
         c2w = orbit_c2w(views.azimuth_deg, views.elevation_deg, views.distance, device=self.device)
@@ -145,7 +151,7 @@ class FieldRepresentation(nn.Module):
             self.occupancy,
             rays_o,
             rays_d,
-            RenderConfig(step_size=self.options.step_size),
+            self._render_config(),
             background=torch.full((3,), background, device=self.device),
         ).images
 

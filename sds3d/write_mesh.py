@@ -14,6 +14,7 @@ from nerf.cameras import camera_rays, orbit_c2w
 from nerf.rendering import RenderConfig, render
 
 from .config import GenerateConfig, MeshConfig
+from .encoding import uses_cuda_kernels
 from .errors import EmptyField, Sds3dError
 from .events import Listener, Stage, Warning
 from .export import export_mesh, export_pictures
@@ -108,7 +109,8 @@ def _mesh_config(mesh: MeshConfig, *, texture: bool) -> meshes.MeshConfig:
 def opacity_views(particle: FieldRepresentation, config: GenerateConfig) -> meshes.FieldViews:
     """What the field looks like from 8 sides, alternately from a little and from well above."""
     c2w = iso_cameras(config.device)
-    settings = RenderConfig(step_size=config.optimize.step_size)
+    options = config.optimize
+    settings = RenderConfig(step_size=options.step_size, cuda_kernels=uses_cuda_kernels(options))
     opacity = []
     for pose in c2w:
         rays_o, rays_d = camera_rays(pose[None], FOVY_DEG, ISO_SIDE, ISO_SIDE)

@@ -12,6 +12,7 @@
 
 DEVICE long long thread_x() { return (long long)blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE int block_y() { return blockIdx.y; }
+DEVICE float infinity() { return __int_as_float(0x7f800000); }
 
 // Products and sums that are not contracted into one: a point on a cell's face must fall on the
 // same side as in the reference.

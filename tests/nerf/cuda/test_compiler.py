@@ -1,12 +1,16 @@
 """NVRTC: every kernel compiles for every architecture, and what it says when it cannot."""
 
+import contextlib
+import ctypes
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from nerf.cuda import compiler, launcher
+from nerf.cuda import compiler, compositing, launcher, march, occupancy
 from nerf.cuda.compiler import KernelSource
 from nerf.cuda.errors import CudaKernelsUnavailable
 from nerf.cuda.kernel_cache import KernelCache
@@ -21,6 +25,11 @@ HASH_GRIDS = [
     cuda.source(4, torch.float32),
     cuda.source(2, torch.float64),
 ]
+RAYS = {
+    march.SOURCE: ("march_count", "march_fill"),
+    compositing.SOURCE: ("visible", "weigh", "accumulate_backward", "weigh_backward"),
+    occupancy.SOURCE: ("look", "remember"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +51,9 @@ def test_the_kernels_compile(nvrtc: tuple[int, ...], capability: int) -> None:
         for name in ("interpolate", "scatter", "point_grad"):
             assert name.encode() in code
             assert f"{name}_tangent".encode() in code
+    for source, names in RAYS.items():
+        code = compiler.compile_source(source, f"sm_{capability}")
+        assert all(name.encode() in code for name in names)
 
 
 def test_additions_are_vectors_where_the_architecture_has_them(nvrtc: tuple[int, ...]) -> None:
@@ -116,3 +128,69 @@ def test_without_a_device_there_are_no_kernels() -> None:
         False,
         "our CUDA kernels cannot be had: torch finds no CUDA device",
     )
+
+
+class _Driver:
+    """The calls of CUDA's driver that a launch makes."""
+
+    def __init__(self) -> None:
+        self.launched: list[tuple[Any, ...]] = []
+        self.current = 0
+
+    class Status(int):
+        name = "CUDA_ERROR_INVALID_VALUE"
+
+    def cuCtxGetCurrent(self) -> tuple[int, int]:
+        return 0, self.current
+
+    def cuDeviceGet(self, index: int) -> tuple[int, int]:
+        return 0, 100 + index
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[int, int]:
+        return 0, 1000 + device
+
+    def cuCtxSetCurrent(self, context: int) -> tuple[int]:
+        self.current = context
+        return (0,)
+
+    def cuModuleGetFunction(self, module: str, name: bytes) -> tuple[int, str]:
+        return 0, f"{module}.{name.decode()}"
+
+    def CUstream(self, address: int) -> int:
+        return address
+
+    def cuLaunchKernel(self, *arguments: Any) -> tuple[int]:
+        (work,) = (ctypes.c_void_p * 1).from_address(arguments[9])
+        self.launched.append((*arguments[:9], ctypes.c_int64.from_address(work).value))
+        return (self.Status(1 if arguments[1] > 1000 else 0),)
+
+
+class _Numbers(ctypes.Structure):
+    _fields_ = (("number", ctypes.c_int64),)
+
+
+def test_a_launch_goes_to_the_current_stream_of_the_device_with_its_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = _Driver()
+    entered: list[torch.device] = []
+
+    def guard(device: torch.device) -> contextlib.AbstractContextManager[None]:
+        entered.append(device)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda d: SimpleNamespace(cuda_stream=77))
+    kernels = launcher._DeviceKernels.__new__(launcher._DeviceKernels)
+    kernels.device, kernels._driver = torch.device("cuda", 3), driver
+    kernels._functions, kernels._module = {}, "module"
+    kernels.launch("scatter", 2 * compiler.BLOCK_SIZE + 1, 16, _Numbers(42))
+    assert driver.launched == [
+        ("module.scatter", 3, 16, 1, compiler.BLOCK_SIZE, 1, 1, 0, 77, 42),
+    ]
+    assert entered == [kernels.device]
+    assert driver.current == 1103  # the primary context of the device, which a new thread lacks
+    kernels.launch("scatter", 0, 16, _Numbers(42))
+    assert len(driver.launched) == 1  # an empty launch is an error
+    with pytest.raises(CudaKernelsUnavailable, match="cuLaunchKernel: CUDA_ERROR_INVALID_VALUE"):
+        kernels.launch("scatter", 1001 * compiler.BLOCK_SIZE, 1, _Numbers(42))
