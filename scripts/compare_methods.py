@@ -19,6 +19,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -29,7 +30,7 @@ import tyro
 from PIL import Image, ImageDraw
 
 from draw_gallery import views_of
-from method_runs import RECIPES, Passes, counted_parts, write_part
+from method_runs import RECIPES, Passes, counted_parts, is_finished, write_part
 from sds3d.atomic import write_atomic
 from sds3d.config import DeviceName, GenerateConfig, PresetName
 from sds3d.device import resolve_device
@@ -77,6 +78,8 @@ class ComparisonConfig:
     """The PNG."""
     page: Path = Path("docs/methods.md")
     """The page whose part between the marks "meshes" is written anew."""
+    finished: bool = False
+    """Show the meshes that are finished, and make no others."""
     pace: bool = False
     """Time the methods instead of making meshes."""
     pace_steps: int = 30
@@ -199,8 +202,8 @@ def own_options(method: MethodName) -> str:
     return " ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in given)
 
 
-def table(rows: dict[MethodName, list[Made]], pace: dict[str, Any]) -> str:
-    """A line for each method."""
+def table(rows: Mapping[MethodName, Sequence[Made | None]], pace: dict[str, Any]) -> str:
+    """A line for each method that made anything; None is a mesh that is not made yet."""
     lines = [
         "| `--method` | options beside it | R-Precision | silhouette IoU | F-score | azimuth | "
         "passes per view | step, to `sds` | seconds |",
@@ -208,12 +211,15 @@ def table(rows: dict[MethodName, list[Made]], pace: dict[str, Any]) -> str:
     ]
     steps = pace.get("methods", {})
     base = steps.get("sds", {}).get("step_ms")
-    for method, made in rows.items():
+    for method, cells in rows.items():
+        made = [one for one in cells if one is not None]
+        if not made:
+            continue
         found = [one.measured for one in made]
         azimuths = [one.azimuth for one in found if one.azimuth is not None]
         seconds = [one.seconds for one in made if one.seconds is not None]
         step = steps.get(method)
-        cells = [
+        columns = [
             f"`{method}`",
             own_options(method),
             f"{sum(one.retrieved for one in found)} of {len(found)}",
@@ -224,7 +230,7 @@ def table(rows: dict[MethodName, list[Made]], pace: dict[str, Any]) -> str:
             f"{step['step_ms'] / base:.1f}" if step and base else "-",
             f"{median(seconds):.0f}" if seconds else "-",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
@@ -256,7 +262,7 @@ def described(config: ComparisonConfig, weights_sha256: str, pace: dict[str, Any
     )
 
 
-def sheet(rows: dict[str, list[Made]], prompts: tuple[str, ...]) -> Image.Image:
+def sheet(rows: Mapping[str, Sequence[Made | None]], prompts: tuple[str, ...]) -> Image.Image:
     """Four sides of each mesh, the rows' names on the left and the prompts above."""
     width, height = len(SIDES) * TILE + GAP, TILE + CAPTION
     picture = Image.new("RGB", (LEFT + len(prompts) * width, TOP + len(rows) * height), "white")
@@ -268,6 +274,9 @@ def sheet(rows: dict[str, list[Made]], prompts: tuple[str, ...]) -> Image.Image:
         draw.text((6, y + TILE // 2 - 6), name, fill="black")
         for column, one in enumerate(made):
             x = LEFT + column * width
+            if one is None:
+                draw.text((x + 4, y + TILE + 1), "not made yet", fill="black")
+                continue
             if one.folder is not None:
                 for i, tile in enumerate(views_of(one.folder, SIDES, TILE)):
                     picture.paste(tile, (x + i * TILE, y))
@@ -287,7 +296,7 @@ def caption(measured: Measured) -> str:
 def main() -> int:
     config = tyro.cli(ComparisonConfig, config=(tyro.conf.FlagCreatePairsOff,))
     config.work.mkdir(parents=True, exist_ok=True)
-    rows: dict[MethodName, list[Made]] = {}
+    rows: dict[MethodName, list[Made | None]] = {}
     try:
         require_embree()
         parts, teacher, counter = counted_parts(config.teacher, config.device)
@@ -308,6 +317,9 @@ def main() -> int:
             rows[method] = []
             for prompt in config.prompts:
                 given = request(config, prompt, options(config.preset, method))
+                if config.finished and not is_finished(given, teacher.weights_sha256):
+                    rows[method].append(None)
+                    continue
                 one = make(given, spec_of(prompt), parts, judge)
                 rows[method].append(one)
                 print(f"{method}, {prompt}: {caption(one.measured)}", file=sys.stderr, flush=True)
@@ -316,9 +328,7 @@ def main() -> int:
         return error.exit_code
     pace = read_pace(config.work)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet({str(name): made for name, made in rows.items()}, config.prompts).save(
-        config.out, optimize=True
-    )
+    sheet(rows, config.prompts).save(config.out, optimize=True)
     part = f"{described(config, teacher.weights_sha256, pace)}\n\n{table(rows, pace)}"
     write_part(config.page, "meshes", part)
     print(part)

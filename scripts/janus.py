@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -31,15 +32,14 @@ import numpy as np
 import tyro
 
 from compare_methods import Made, caption, make, sheet, spec_of
-from method_runs import counted_parts, write_part
-from sds3d.config import DeviceName, PresetName
+from method_runs import counted_parts, is_finished, write_part
+from sds3d.config import DeviceName, GenerateConfig, PresetName
 from sds3d.errors import Sds3dError
 from sds3d.evaluate.layers import AZIMUTHS_DEG, Reference, Shape, color_weights, exact_views, pool
 from sds3d.evaluate.matching import BETWEEN_DEG, TOLERANCE_DEG, view_distances
 from sds3d.evaluate.measure import Judge
 from sds3d.evaluate.raycast import read_glb, render, require_embree
 from sds3d.evaluate.references import References, cache_folder
-from sds3d.generate import Parts
 from sds3d.optimize_config import OptimizeConfig
 from sds3d.presets import PRESETS, generate_config
 from sds3d.toybox.captions import plain_caption
@@ -66,7 +66,7 @@ class JanusConfig:
 
     settings: tuple[Setting, ...] = get_args(Setting)
     """Rows of the table and of the picture."""
-    prompts: tuple[str, ...] = ("yellow duck", "blue chair", "green teapot", "red car")
+    prompts: tuple[str, ...] = ("yellow duck", "blue chair", "green teapot")
     """Columns, as colour and kind; the kind must have a front."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of the runs; the picture shows the first."""
@@ -78,6 +78,8 @@ class JanusConfig:
     """The embedded teacher, or the folder of one."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA where there is one."""
+    finished: bool = False
+    """Show the meshes that are finished, and make no others."""
     work: Path = Path("outputs/janus")
     """Folder of the runs."""
     out: Path = Path("docs/janus.png")
@@ -144,11 +146,9 @@ def options(config: JanusConfig, setting: Setting) -> OptimizeConfig:
     return dataclasses.replace(chosen, guidance_scale=config.guidance_scale, **SETTINGS[setting])
 
 
-def run(
-    config: JanusConfig, setting: Setting, prompt: str, seed: int, parts: Parts, judge: Judge
-) -> Made:
-    """The mesh of a prompt in a setting, made or found."""
-    given = generate_config(
+def request(config: JanusConfig, setting: Setting, prompt: str, seed: int) -> GenerateConfig:
+    """The run of a prompt in a setting."""
+    return generate_config(
         config.preset,
         prompt=plain_caption(spec_of(prompt)),
         seed=seed,
@@ -157,16 +157,22 @@ def run(
         out=config.work,
         optimize=options(config, setting),
     )
-    return make(given, spec_of(prompt), parts, judge)
 
 
-def table(rows: dict[Setting, list[tuple[Made, Sides]]], ends: list[tuple[Sides, Sides]]) -> str:
+Cell = tuple[Made, Sides] | None
+"""A mesh and its figures; None where it is not made yet."""
+
+
+def table(rows: Mapping[Setting, Sequence[Cell]], ends: list[tuple[Sides, Sides]]) -> str:
     """A line for each setting, and the two ends."""
     lines = [
         "| | azimuth | at its best turn | fronts | R-Precision | silhouette IoU |",
         "|---|---|---|---|---|---|",
     ]
-    for setting, found in rows.items():
+    for setting, cells in rows.items():
+        found = [cell for cell in cells if cell is not None]
+        if not found:
+            continue
         measured = [made.measured for made, _ in found]
         lines.append(
             f"| {setting} | {_means([one for _, one in found])} "
@@ -197,11 +203,11 @@ def described(config: JanusConfig, weights_sha256: str) -> str:
 
 
 def main() -> int:
-    config = tyro.cli(JanusConfig)
+    config = tyro.cli(JanusConfig, config=(tyro.conf.FlagCreatePairsOff,))
     config.work.mkdir(parents=True, exist_ok=True)
     references = References(cache_folder() / "references")
     judge = Judge(references, seed=0)
-    rows: dict[Setting, list[tuple[Made, Sides]]] = {}
+    rows: dict[Setting, list[Cell]] = {}
     try:
         require_embree()
         parts, teacher, _ = counted_parts(config.teacher, config.device)
@@ -209,7 +215,11 @@ def main() -> int:
             rows[setting] = []
             for seed in config.seeds:
                 for prompt in config.prompts:
-                    made = run(config, setting, prompt, seed, parts, judge)
+                    given = request(config, setting, prompt, seed)
+                    if config.finished and not is_finished(given, teacher.weights_sha256):
+                        rows[setting].append(None)
+                        continue
+                    made = make(given, spec_of(prompt), parts, judge)
                     found = sides_of(made, spec_of(prompt), references)
                     rows[setting].append((made, found))
                     print(
@@ -223,7 +233,10 @@ def main() -> int:
     ends = [exact_sides(spec_of(prompt), references) for prompt in config.prompts]
     config.out.parent.mkdir(parents=True, exist_ok=True)
     first = len(config.prompts)
-    shown = {str(name): [made for made, _ in found[:first]] for name, found in rows.items()}
+    shown = {
+        name: [None if cell is None else cell[0] for cell in cells[:first]]
+        for name, cells in rows.items()
+    }
     sheet(shown, config.prompts).save(config.out, optimize=True)
     part = f"{described(config, teacher.weights_sha256)}\n\n{table(rows, ends)}"
     write_part(config.page, config.mark, part)

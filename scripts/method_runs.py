@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from core.teachers.pretrained import PretrainedTeacher
 from core.teachers.toybox import ToyboxTeacher
-from sds3d.config import DeviceName
+from sds3d.config import DeviceName, GenerateConfig
+from sds3d.config_json import folder_name
 from sds3d.device import resolve_device
 from sds3d.generate import Parts, standard_parts
 from sds3d.optimize_config import MethodName
@@ -51,6 +52,12 @@ def counted_parts(
     loaded = load_teacher(teacher, resolve_device(device))
     loaded.module.register_forward_pre_hook(counter := Passes())
     return dataclasses.replace(parts, load_teacher=lambda *_: loaded), loaded, counter
+
+
+def is_finished(given: GenerateConfig, weights_sha256: str) -> bool:
+    """Whether the run is there with its result."""
+    given = dataclasses.replace(given, device=resolve_device(given.device))
+    return (given.out / folder_name(given, weights_sha256) / "result.json").is_file()
 
 
 def write_part(page: Path, mark: str, text: str) -> None:

@@ -32,7 +32,9 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from draw_gallery import views_of
-from method_runs import RECIPES, Passes, write_part
+from method_runs import RECIPES, Passes, is_finished, write_part
+from sds3d.config_json import folder_name
+from sds3d.device import resolve_device
 from sds3d.errors import ConfigError, EmptyField
 from sds3d.evaluate.measure import Judge, Measured
 from sds3d.evaluate.references import References
@@ -156,8 +158,9 @@ def _never(*_: Any, **__: Any) -> Any:
 
 def test_the_table_has_means_of_what_applies_and_ratios_to_sds() -> None:
     symmetric = dataclasses.replace(RIGHT, azimuth=None)
-    rows: dict[MethodName, list[Made]] = {
-        "sds": [made(RIGHT), made(symmetric, seconds=40.0)],
+    rows: dict[MethodName, list[Made | None]] = {
+        "sds": [made(RIGHT), None, made(symmetric, seconds=40.0)],
+        "csd": [None, None, None],
         "ism": [made(WRONG), made(NO_MESH, seconds=None)],
     }
     pace = {
@@ -179,6 +182,19 @@ def test_a_caption_says_what_a_mesh_is_taken_for_where_it_is_wrong() -> None:
     assert caption(WRONG) == "like a yellow car, IoU 0.50, azimuth 50%"
 
 
+def test_a_run_is_finished_when_its_result_is_there(tmp_path: Path) -> None:
+    given = request(ComparisonConfig(work=tmp_path), "red car", options("fast", "sds"))
+    assert not is_finished(given, "0" * 64)
+    folder = tmp_path / folder_name(
+        dataclasses.replace(given, device=resolve_device("auto")), "0" * 64
+    )
+    folder.mkdir()
+    assert not is_finished(given, "0" * 64)
+    (folder / "result.json").write_text("{}")
+    assert is_finished(given, "0" * 64)
+    assert not is_finished(given, "1" * 64)
+
+
 def contact_sheet(folder: Path) -> None:
     """Eight squares in 4 x 2 whose brightness is 20 times their number."""
     side = 32
@@ -197,7 +213,8 @@ def test_the_picture_shows_four_sides_of_each_mesh_in_order(tmp_path: Path) -> N
     assert [tile.getpixel((8, 8)) for tile in tiles] == [(20 * side,) * 3 for side in SIDES]
 
     picture = sheet(
-        {"sds": [made(NO_MESH), made(RIGHT, tmp_path / "run")]}, ("red car", "yellow duck")
+        {"sds": [made(NO_MESH), made(RIGHT, tmp_path / "run"), None]},
+        ("red car", "yellow duck", "blue chair"),
     )
     second = script.LEFT + len(SIDES) * TILE + script.GAP
     for i, side in enumerate(SIDES):

@@ -87,7 +87,7 @@ def test_the_table_is_of_means_with_both_ends_below() -> None:
     )
     wrong = Made(measured=Measured(silhouette_iou=0.5, nearest="a car"), folder=None, seconds=1.0)
     half = Sides(azimuth=0.5, turned=0.75, fronts=0.25)
-    rows: dict[Any, Any] = {"no camera": [(right, half), (wrong, NO_SIDES)]}
+    rows: dict[Any, Any] = {"camera": [None], "no camera": [(right, half), None, (wrong, NO_SIDES)]}
     one, every = Sides(azimuth=1.0, turned=1.0, fronts=0.0), NO_SIDES
     lines = table(rows, [(one, every)]).splitlines()
     assert len({line.count("|") for line in lines}) == 1
