@@ -135,7 +135,7 @@ PUBLIC = {
     "core.distillation.score.cds": {"CDS"},
     "core.distillation.score.csd": {"CSD"},
     "core.distillation.score.hifa": {"HiFA", "ddim_denoise"},
-    "core.distillation.score.inversion": {"ddim_invert"},
+    "core.distillation.score.inversion": {"START", "ddim_invert"},
     "core.distillation.score.ism": {"ISM"},
     "core.distillation.score.nfsd": {"NFSD", "NFSD_NEGATIVE_PROMPT"},
     "core.distillation.score.reconstruction": {"Reconstruction"},
