@@ -51,10 +51,12 @@ FEW = 2000
 """Samples where a figure needs no more: transport costs, and errors of solvers."""
 SHARES: Mapping[str, float] = {
     "cd": 4, "ct": 4, "tract": 4, "lcm": 3, "ctm": 2, "shortcut": 2, "meanflow": 2,
+    "progressive": 3, "vsd": 3, "diff-instruct": 3, "sid": 3,
     "scvm": 0.25, "sft-pg": 0.5,
 }  # fmt: skip
-"""Of the steps. More where what is learned at one time must first be learned at those below, and
-fewer where a step takes ten times as long as others'."""
+"""Of the steps. More where what is learned at one time must first be learned at those below, where
+each round adds its error to the last one's, and where a fake score that is trained once in a step
+must follow; fewer where a step takes ten times as long as others'."""
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "distillation.md"
 COLUMNS = {
     "sliced_wasserstein": "SW to data",
@@ -239,8 +241,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             groups[row["method"], row["nfe"]].append(row)
     figures = [k for k in COLUMNS if any(k in row for row in rows)]
     lines = [
-        "| method | NFE | " + " | ".join(COLUMNS[k] for k in figures) + " |",
-        "|---" * (len(figures) + 2) + "|",
+        "| method | NFE | seeds | " + " | ".join(COLUMNS[k] for k in figures) + " |",
+        "|---" * (len(figures) + 3) + "|",
     ]
     for (name, nfe), found in sorted(groups.items(), key=lambda g: (order.index(g[0][0]), g[0][1])):
         cells = []
@@ -254,7 +256,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
                 digits = 2 if figure == "frechet" else 4
                 cells.append(f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}")
         label = name if nfe == 0 else f"`{name}`"
-        lines.append(f"| {label} | {nfe or ''} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | {nfe or ''} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

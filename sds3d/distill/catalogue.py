@@ -79,6 +79,14 @@ METHODS: tuple[type[Distillation], ...] = (
 )
 
 
+SUMMED: dict[type[Distillation], tuple[str, float]] = {
+    ADD: ("distillation_weight", 0.25),
+    UFOGen: ("reconstruction_weight", 0.05),
+}
+"""Weights, as they are in the plane, of terms that are sums over coordinates beside a critic's one
+number: of images they would drown the critic, and with it what keeps samples apart."""
+
+
 def find_method(name: str) -> type[Distillation]:
     """The method whose card has this name. Raises BadInput that names the nearest ones."""
     for method in METHODS:
@@ -119,6 +127,9 @@ def make_method(
             extra["temperature"] = 1.0
     if words["makes_nfe"]:
         extra["nfe"] = nfe
+    if method in SUMMED:
+        option, in_the_plane = SUMMED[method]
+        extra[option] = in_the_plane * min(1.0, 2 / torch.Size(ground.ground.shape).numel())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

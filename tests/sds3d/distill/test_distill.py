@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from importlib import import_module
@@ -269,6 +270,20 @@ def test_directions_are_compared_with_directions() -> None:
     assert right["sliced_wasserstein"] < 0.06 < 0.15 < wrong["sliced_wasserstein"]
     assert right["to_teacher"] < 0.06 < 0.15 < wrong["to_teacher"]
     assert "mode_weight_error" not in right
+
+
+def test_terms_that_are_sums_do_not_outgrow_the_critic() -> None:
+    """Their weight falls with the coordinates; in the plane it is the method's own."""
+    for name, weight in [("add", "distillation_weight"), ("ufogen", "reconstruction_weight")]:
+        found = []
+        for ground in ("mixture-1d", "mixture", "digits"):
+            method = make_method(
+                find_method(name), named_ground(ground), steps=1, nfe=1, batch=4,
+                learning_rate=1e-3, seed=0,
+            )  # fmt: skip
+            found.append(getattr(method, weight))
+        own = inspect.signature(find_method(name)).parameters[weight].default
+        assert found == [own, own, pytest.approx(own / 32)]
 
 
 def test_names_of_methods_are_found() -> None:
