@@ -117,12 +117,15 @@ def draw_views(teacher: Teacher, config: PreviewConfig) -> np.ndarray:
     )
 
     from .embedded_guidance import embed
+    from .teachers import readable
     from .view_prompts import view_texts
     from .views import ring
 
     together = views_per_object(teacher)
     texts = [config.prompt] if takes_camera(teacher) else view_texts(config.prompt)
-    cond = embed(teacher.encode(texts, config.negative_prompt), config.embedded_guidance)
+    with readable():
+        cond = teacher.encode(texts, config.negative_prompt)
+    cond = embed(cond, config.embedded_guidance)
     free_text_encoders(teacher)
     device = teacher.device
     camera = torch.tensor(list(VIEWS.values()), device=device)

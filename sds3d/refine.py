@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .atomic import make_writable_folder, write_atomic
 from .checkpoints import CheckpointFile
 from .config import DeviceName, GenerateConfig, TeacherName
-from .errors import ConfigError, TeacherError
+from .errors import ConfigError, PromptError, TeacherError
 from .events import Event, Listener, Step
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def check_second_stage(config: GenerateConfig) -> object:
     """Raise where a second stage asks of a teacher of its own what that one cannot do.
 
     By its outline, which is returned (None without such a teacher), before the first stage is
-    spent: `config.device` is "cpu" or "cuda". Raises TeacherError, and ConfigError that names the
-    option.
+    spent: `config.device` is "cpu" or "cuda". Raises TeacherError, PromptError, and ConfigError
+    that names the option.
     """
     refine = config.optimize.refine
     if refine.refine_steps == 0 or refine.refine_teacher in ("", config.teacher):
@@ -89,10 +89,11 @@ def check_second_stage(config: GenerateConfig) -> object:
 
     from .embedded_guidance import check_supervision
     from .supervision import check_views
-    from .teachers import outline_teacher
+    from .teachers import check_prompt, outline_teacher
 
-    teacher = outline_teacher(stage.teacher, stage.device)
     try:
+        teacher = outline_teacher(stage.teacher, stage.device)
+        check_prompt(teacher, stage.prompt)
         together = views_per_object(teacher)
         check_views(stage.optimize, together, "--refine-views-per-step")
         check_supervision(
@@ -102,8 +103,8 @@ def check_second_stage(config: GenerateConfig) -> object:
             stage.negative_prompt,
             scale_flag="--refine-guidance-scale",
         )
-    except ConfigError as error:
-        raise ConfigError(f"for --refine-teacher {stage.teacher}: {error}") from error
+    except (ConfigError, PromptError, TeacherError) as error:
+        raise type(error)(f"for --refine-teacher {stage.teacher}: {error}") from error
     return teacher
 
 

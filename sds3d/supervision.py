@@ -46,6 +46,7 @@ from .errors import ConfigError
 from .fake_score import FakeScore
 from .optimize_config import OptimizeConfig
 from .seeds import step_seed
+from .teachers import readable
 from .view_prompts import ViewPrompts, view_texts
 from .views import Views
 
@@ -244,12 +245,15 @@ def supervise(
 ) -> Supervision:
     """Encode all that a run will ask the teacher; `seed` is for what learns beside it.
 
-    Raises ConfigError where the options ask of the teacher what it cannot do.
+    Raises ConfigError where the options ask of the teacher what it cannot do, TeacherError where
+    its text encoders cannot be read.
     """
     check_views(options, views_per_object(teacher))
 
     def encode(prompts: list[str] | str, negative_prompt: str = "") -> Conditioning:
-        return embed(teacher.encode(prompts, negative_prompt), options.embedded_guidance)
+        with readable():
+            cond = teacher.encode(prompts, negative_prompt)
+        return embed(cond, options.embedded_guidance)
 
     negative = None
     if options.method == "nfsd":

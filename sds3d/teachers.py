@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -290,14 +291,26 @@ def pinned_sha256(folder: Path) -> str | None:
         ) from error
 
 
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Within the block a teacher may read more of its files, as it does of text encoders when they
+    are asked: TeacherError, in the user's terms, where they are missing or damaged.
+    """
+    try:
+        yield
+    except TeacherWeightsError as error:
+        raise TeacherError(str(error)) from error
+
+
 def check_prompt(teacher: ReadsPrompts, prompt: str) -> str | None:
     """One line that names the words which the teacher does not read, None where it reads all.
 
     Raises PromptError, with the nearest things it does know, where it can draw nothing of it. Both
-    end with what would read them.
+    end with what would read them. Raises TeacherError where its tokenizer cannot be read.
     """
     try:
-        reading = teacher.check_prompt(prompt)
+        with readable():
+            reading = teacher.check_prompt(prompt)
     except UnknownSubjectError as error:
         raise PromptError(f"{error}; {_READS_ANY}") from error
     warning = reading.warning

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import T5EncoderModel, T5TokenizerFast
 
 from core.denoiser import Conditioning
 from core.prediction import Prediction
@@ -19,6 +18,7 @@ from core.teachers.folder import TeacherFolder
 from core.teachers.loading import discrete_schedule
 from core.teachers.pretrained import PretrainedTeacher, TextFeatures, TextReader
 from core.teachers.teacher import TeacherOptions
+from core.teachers.text_readers import t5_reader
 from core.teachers.unet import UNET_LORA, load_unet
 
 __all__ = ["DeepFloydIFTeacher"]
@@ -67,15 +67,7 @@ class DeepFloydIFTeacher(PretrainedTeacher):
 
     @property
     def text_readers(self) -> Sequence[TextReader]:
-        return (
-            TextReader(
-                encoder="text_encoder",
-                tokenizer="tokenizer",
-                encoder_class=T5EncoderModel,
-                tokenizer_class=T5TokenizerFast,
-                max_tokens=77,
-            ),
-        )
+        return (t5_reader(max_tokens=77),)
 
     def text_features(self, texts: list[str]) -> TextFeatures:
         """T5's states of the texts in lower case, with their padding masked in T5 alone."""

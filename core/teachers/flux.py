@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from core.denoiser import Conditioning
 from core.prediction import Prediction
@@ -20,6 +19,7 @@ from core.teachers.folder import TeacherFolder
 from core.teachers.lora import LoraPlaces
 from core.teachers.pretrained import LatentPretrainedTeacher, TextFeatures, TextReader
 from core.teachers.teacher import TeacherOptions
+from core.teachers.text_readers import clip_reader, t5_reader
 
 __all__ = ["FluxTeacher", "pack", "unpack"]
 
@@ -71,22 +71,9 @@ class FluxTeacher(LatentPretrainedTeacher):
 
     @property
     def text_readers(self) -> Sequence[TextReader]:
-        return (
-            TextReader(
-                encoder="text_encoder",
-                tokenizer="tokenizer",
-                encoder_class=CLIPTextModel,
-                tokenizer_class=CLIPTokenizer,
-            ),
-            TextReader(
-                encoder="text_encoder_2",
-                tokenizer="tokenizer_2",
-                encoder_class=T5EncoderModel,
-                tokenizer_class=T5TokenizerFast,
-                # What dev and schnell were trained with.
-                max_tokens=512 if self.takes_guidance else 256,
-            ),
-        )
+        # What dev and schnell were trained with.
+        tokens = 512 if self.takes_guidance else 256
+        return clip_reader(), t5_reader("_2", max_tokens=tokens)
 
     def text_features(self, texts: list[str]) -> TextFeatures:
         """T5's states; CLIP's pooled state."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.teachers.errors import TeacherWeightsError
+from core.teachers.file_hashes import file_sha256
 
 __all__ = ["Component", "TeacherFolder", "read_folder", "refuse_single_file"]
 
@@ -114,8 +115,7 @@ class TeacherFolder:
         for component in self.components:
             for path in component.files:
                 digest.update(f"{component.name}/{path.name}\0".encode())
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(file_sha256(path))
         return digest.hexdigest()
 
 
@@ -209,6 +209,8 @@ def _weights(folder: Path, stem: str) -> tuple[str | None, list[Path], list[str]
             try:
                 document = json.loads(sharded.read_text(encoding="utf-8"))
                 names = sorted(set(document["weight_map"].values()))
+                if not names or any(Path(name).name != name for name in names):
+                    raise ValueError("a shard lies beside its index")
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 return variant, [sharded], [f"{folder.name}/{sharded.name} is damaged: {_AGAIN}"]
             shards, problems = _present(folder, *names)

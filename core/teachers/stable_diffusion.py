@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from core.denoiser import Conditioning
 from core.prediction import Prediction
@@ -20,6 +19,7 @@ from core.teachers.folder import TeacherFolder
 from core.teachers.loading import discrete_schedule
 from core.teachers.pretrained import LatentPretrainedTeacher, TextFeatures, TextReader
 from core.teachers.teacher import TeacherOptions
+from core.teachers.text_readers import clip_reader
 from core.teachers.unet import UNET_LORA, load_unet
 
 __all__ = ["LATENTS_TO_RGB", "StableDiffusionTeacher"]
@@ -61,14 +61,7 @@ class StableDiffusionTeacher(LatentPretrainedTeacher):
 
     @property
     def text_readers(self) -> Sequence[TextReader]:
-        return (
-            TextReader(
-                encoder="text_encoder",
-                tokenizer="tokenizer",
-                encoder_class=CLIPTextModel,
-                tokenizer_class=CLIPTokenizer,
-            ),
-        )
+        return (clip_reader(),)
 
     def text_features(self, texts: list[str]) -> TextFeatures:
         """The encoder's last states; its padding is part of what the UNet was trained on."""

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+from transformers import CLIPTextModelWithProjection
 
 from core.denoiser import Conditioning
 from core.prediction import Prediction
@@ -21,6 +21,7 @@ from core.teachers.folder import TeacherFolder
 from core.teachers.lora import LoraPlaces
 from core.teachers.pretrained import LatentPretrainedTeacher, TextFeatures, TextReader
 from core.teachers.teacher import TeacherOptions
+from core.teachers.text_readers import clip_reader, t5_reader
 
 __all__ = ["StableDiffusion3Teacher"]
 
@@ -58,25 +59,10 @@ class StableDiffusion3Teacher(LatentPretrainedTeacher):
 
     @property
     def text_readers(self) -> Sequence[TextReader]:
-        clip = [
-            TextReader(
-                encoder=f"text_encoder{suffix}",
-                tokenizer=f"tokenizer{suffix}",
-                encoder_class=CLIPTextModelWithProjection,
-                tokenizer_class=CLIPTokenizer,
-            )
-            for suffix in ("", "_2")
-        ]
+        clip = [clip_reader(suffix, CLIPTextModelWithProjection) for suffix in ("", "_2")]
         if not self.folder.has("text_encoder_3"):
             return clip
-        t5 = TextReader(
-            encoder="text_encoder_3",
-            tokenizer="tokenizer_3",
-            encoder_class=T5EncoderModel,
-            tokenizer_class=T5TokenizerFast,
-            max_tokens=T5_TOKENS,
-        )
-        return [*clip, t5]
+        return [*clip, t5_reader("_3", max_tokens=T5_TOKENS)]
 
     def text_features(self, texts: list[str]) -> TextFeatures:
         """CLIP's last but one states side by side, padded to T5's width and followed by T5's

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection
 
 from core.denoiser import Conditioning
 from core.teachers.pretrained import TextFeatures, TextReader
 from core.teachers.stable_diffusion import StableDiffusionTeacher
+from core.teachers.text_readers import clip_reader
 
 __all__ = ["StableDiffusionXLTeacher"]
 
@@ -28,20 +29,7 @@ class StableDiffusionXLTeacher(StableDiffusionTeacher):
 
     @property
     def text_readers(self) -> Sequence[TextReader]:
-        return (
-            TextReader(
-                encoder="text_encoder",
-                tokenizer="tokenizer",
-                encoder_class=CLIPTextModel,
-                tokenizer_class=CLIPTokenizer,
-            ),
-            TextReader(
-                encoder="text_encoder_2",
-                tokenizer="tokenizer_2",
-                encoder_class=CLIPTextModelWithProjection,
-                tokenizer_class=CLIPTokenizer,
-            ),
-        )
+        return clip_reader(), clip_reader("_2", CLIPTextModelWithProjection)
 
     def text_features(self, texts: list[str]) -> TextFeatures:
         """Both encoders' last but one states side by side; the second one's projection."""

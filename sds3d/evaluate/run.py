@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from sds3d.evaluate.references import References, cache_folder
 from sds3d.evaluate.sheet import write_sheet
 from sds3d.evaluate.summary import Row, grouped, quality, seconds_by_stage
 from sds3d.events import Event, Health, Listener, Stage, Step, Warning, ignore_event
-from sds3d.generate import Parts, ShouldStop, generate, never_stop, standard_parts
+from sds3d.generate import Parts, ShouldStop, generate, never_stop, standard_parts, with_loaded
 from sds3d.presets import generate_config
 from sds3d.progress import eta_text
 from sds3d.toybox.kinds import KIND_NAMES
@@ -89,8 +88,9 @@ def evaluate(
 
 def _with_one_teacher(parts: Parts, config: EvaluateConfig) -> Parts:
     """The same parts with the teacher loaded once, before anything is spent."""
-    teacher = parts.load_teacher(config.teacher, resolve_device(config.device))
-    return dataclasses.replace(parts, load_teacher=lambda _name, _device: teacher)
+    device = resolve_device(config.device)
+    teacher = parts.load_teacher(config.teacher, device)
+    return with_loaded(parts, config.teacher, device, teacher)
 
 
 def _stop_if_asked(should_stop: ShouldStop, config: EvaluateConfig) -> None:

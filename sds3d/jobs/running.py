@@ -24,7 +24,15 @@ from sds3d.errors import (
     is_out_of_memory,
 )
 from sds3d.events import Event, Listener, Preview, Stage
-from sds3d.generate import Generated, Parts, Teacher, generate, made_every_step, standard_parts
+from sds3d.generate import (
+    Generated,
+    Parts,
+    Teacher,
+    generate,
+    made_every_step,
+    standard_parts,
+    with_loaded,
+)
 from sds3d.jobs.errors import StoreError
 from sds3d.jobs.folders import carry_over, discard_begun
 from sds3d.jobs.job import Job
@@ -68,7 +76,7 @@ class Bench:
             on_event(Stage("teacher"))
             self._loaded = (name, device, parts.load_teacher(name, device))
         teacher = self._loaded[2]
-        return dataclasses.replace(parts, load_teacher=lambda _name, _device: teacher), teacher
+        return with_loaded(parts, name, device, teacher), teacher
 
     def views_together(self) -> int | None:
         """How many views the teacher that is loaded judges together; None where none is."""
