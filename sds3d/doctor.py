@@ -191,7 +191,8 @@ def _cuda_kernels() -> list[Finding]:
         newest = max(supported_capabilities())
         compile_source(cuda.source(2, torch.float32), f"sm_{newest}")
     except CudaKernelsUnavailable as error:
-        return [Finding(name="cuda kernels", status="missing", text=str(error))]
+        text = f"there is neither a device here to run them on nor a compiler for them ({error})"
+        return [Finding(name="cuda kernels", status="missing", text=text)]
     text = f"NVRTC {version} compiles them; there is no device here to run them on"
     return [Finding(name="cuda kernels", status="missing", text=text)]
 

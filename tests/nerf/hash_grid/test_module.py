@@ -201,3 +201,31 @@ def test_a_tinycudann_without_a_gpu_gives_its_reason(
     name, reason = choose_backend("auto", CUDA)
     assert name == "torch"
     assert "does not load (Unknown compute capability)" in reason
+
+
+class _Shifted(_StandIn):
+    """One whose points lie elsewhere in a cell, as in versions of other semantics."""
+
+    def Encoding(
+        self, n_input_dims: int, encoding_config: dict[str, Any], dtype: torch.dtype
+    ) -> nn.Module:
+        encoding = super().Encoding(n_input_dims, encoding_config, dtype)
+        forward = encoding.forward
+        encoding.forward = lambda x: forward(x + 1e-3)
+        return encoding
+
+
+def test_a_tinycudann_that_computes_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It is asked for on a device; the test's is the CPU.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "tinycudann", _StandIn())
+    assert tinycudann.works(CPU) == (True, "tinycudann is installed")
+    tinycudann.load.cache_clear()
+    tinycudann._encoding.cache_clear()
+    tinycudann.works.cache_clear()
+    monkeypatch.setitem(sys.modules, "tinycudann", _Shifted())
+    works, reason = tinycudann.works(CPU)
+    assert not works
+    assert reason.startswith("tinycudann is not used: its self-test failed (the encoding is off by")
