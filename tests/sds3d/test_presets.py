@@ -124,6 +124,7 @@ OF_EACH: dict[str, dict[Any, Any]] = {
         "timestep_max": (0.98, 0.25),
         "timestep_min": (0.98, 0.25),
         "ode_steps": 10,
+        "inversion_eta": 0.3,
         "perp_neg": True,
         "view_prompts": "interpolated",
         "resolutions": (512,),
@@ -133,7 +134,8 @@ OF_EACH: dict[str, dict[Any, Any]] = {
     },
     # Classifier-Score-Distillation csd-if: cond_scale 1, t max 0.98 to 0.5 at 5000 of 10,000,
     # weighting uniform, 12 levels to 512, lr 0.001, perp-neg; csd-sd-refine: 10,000 steps at 512,
-    # t 0.02 to 0.5, isosurface_resolution 256, lr 0.001, normal consistency 1000.
+    # t 0.02 to 0.5, isosurface_resolution 256, lr 0.001, normal consistency 1000, use_perp_neg
+    # false (true in csd-if).
     "csd": {
         "method": "csd",
         "guidance_scale": 1.0,
@@ -150,6 +152,7 @@ OF_EACH: dict[str, dict[Any, Any]] = {
         ("refine", "refine_steps"): 10_000,
         ("refine", "refine_resolution"): 512,
         ("refine", "refine_timesteps"): (0.02, 0.5),
+        ("refine", "refine_perp_neg"): False,
         ("refine", "tetrahedra_resolution"): 256,
         ("refine", "surface_learning_rate"): 1e-3,
         ("refine", "texture_learning_rate"): 1e-3,

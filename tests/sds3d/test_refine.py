@@ -15,14 +15,15 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from core.teachers.teacher import set_aside
+from sds3d import teachers
 from sds3d.config import GenerateConfig, MeshConfig
 from sds3d.errors import ConfigError, EmptyField, Interrupted, TeacherError
 from sds3d.events import Event, Stage, Step
 from sds3d.field_representation import FieldRepresentation
-from sds3d.generate import Generated, Parts, export_run, generate, resume
+from sds3d.generate import Generated, Parts, export_run, generate, resume, with_loaded
 from sds3d.optimize import Optimization, Optimized, StepClock, optimize, sample_timesteps
 from sds3d.optimize_config import OptimizeConfig, RefineOptions
-from sds3d.refine import second_stage
+from sds3d.refine import check_second_stage, second_stage
 from sds3d.surface_representation import SurfaceRepresentation
 from sds3d.views import DISTANCE, FOVY_DEG, ring
 
@@ -291,6 +292,73 @@ def test_a_second_teacher_that_is_not_here_is_said_before_the_first_is_loaded(
         given = config(fakes, tmp_path, refine_teacher=name)
         with pytest.raises(TeacherError, match=text):
             generate(given, parts=parts(load_teacher=unreachable))
+
+
+def test_a_second_teacher_that_cannot_serve_is_refused_before_the_first_is_loaded(
+    fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its outline: four views at once, or guidance that is in the weights."""
+
+    def unreachable(_name: str, _device: str) -> Painter:
+        raise AssertionError("the first stage must not begin")
+
+    @dataclass
+    class FourViews(Painter):
+        views_per_object: int = 4
+
+    @dataclass
+    class Guided(Painter):
+        guidance_scales: tuple[float, float] = (1.0, 7.5)
+
+    outline: Any = FourViews()
+    monkeypatch.setattr(teachers, "outline_teacher", lambda *_: outline)
+    monkeypatch.setattr("sds3d.generate.check_refine_teacher", lambda _: None)
+    given = config(fakes, tmp_path, refine_teacher="x")
+
+    def refusal(given: GenerateConfig) -> str:
+        with pytest.raises(ConfigError) as caught:
+            generate(given, parts=parts(load_teacher=unreachable))
+        assert "\n" not in str(caught.value)
+        assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+        return str(caught.value)
+
+    text = "for --refine-teacher x: --refine-views-per-step is 1: this teacher judges 4 views"
+    assert refusal(given).startswith(text)
+    check_second_stage(config(fakes, tmp_path, refine_teacher="x", refine_views_per_step=8))
+    outline = Guided()
+    check_second_stage(given)
+    for changed, said in (
+        ({"method": "csd"}, "--method is csd: x gives the guided answer alone"),
+        ({"guidance_scale": 50.0}, "--refine-guidance-scale is 50: x was distilled for 1 to 7.5"),
+    ):
+        other = replace(given, optimize=replace(given.optimize, **changed))
+        assert refusal(other).startswith(f"for --refine-teacher x: {said}")
+    # Without a second stage, or with the first one's teacher, there is nothing to look at.
+    outline = None
+    for same in ({"refine_teacher": ""}, {"refine_teacher": "toybox"}, {"refine_steps": 0}):
+        assert check_second_stage(config(fakes, tmp_path, **same)) is None
+
+
+def test_the_second_stage_of_a_loaded_teacher_still_reads_its_own(tmp_path: Path) -> None:
+    first, second = Painter(), Painter()
+    asked: list[tuple[str, str]] = []
+
+    def load(name: str, device: str) -> Painter:
+        asked.append((name, device))
+        return second
+
+    held = with_loaded(parts(load_teacher=load), "toybox", "cpu", first)
+    assert held.load_teacher("toybox", "cpu") is first
+    assert asked == []
+    assert held.load_teacher("sd21", "cpu") is second
+    assert asked == [("sd21", "cpu")]
+
+
+def test_perp_neg_of_the_second_stage_can_be_left_out(fakes: Any) -> None:
+    for first, second, expected in ((True, True, True), (True, False, False), (False, True, False)):
+        given = config(fakes, refine_perp_neg=second)
+        options = replace(given.optimize, perp_neg=first, view_prompts="interpolated")
+        assert second_stage(replace(given, optimize=options)).optimize.perp_neg is expected
 
 
 def test_the_options_are_checked() -> None:

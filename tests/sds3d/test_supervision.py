@@ -237,6 +237,7 @@ def test_hifa_compares_the_pictures_of_a_latent_teacher_too() -> None:
         ("ism", {"timestep_interval": 0.1}),
         ("ism", {"ode_steps": 3}),
         ("sdi", {"ode_steps": 3}),
+        ("sdi", {"inversion_eta": 0.0}),
         ("hifa", {"ode_steps": 3}),
         ("cds", {"timestep_interval": 0.1}),
         ("reconstruction", {"guidance_rescale": 0.9}),

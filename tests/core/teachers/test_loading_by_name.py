@@ -4,16 +4,21 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from core.denoiser import Conditioning
+from core.teachers.flux import FluxTeacher
 from core.teachers.folder import TeacherFolder
 from core.teachers.pretrained import PretrainedTeacher
 from core.teachers.stable_diffusion import StableDiffusionTeacher
 from core.teachers.teacher import noise_shape
 from sds3d import cli, doctor, teachers
+from sds3d.embedded_guidance import check_embedded
 from sds3d.errors import ConfigError, TeacherError
 from sds3d.optimize import Optimization, StepClock
 from sds3d.optimize_config import OptimizeConfig
@@ -182,6 +187,54 @@ def test_every_kind_that_is_let_in_has_its_class() -> None:
         folder = TeacherFolder(path=Path(), class_name=kind, index={}, components=())
         teachers.require_kind(folder)
         assert issubclass(teachers.family(folder), PretrainedTeacher)
+
+
+def test_embedded_guidance_is_a_flag_that_reaches_every_prompt(
+    home: Path,
+    tiny_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings("[teacher]\nimage_size = 16\n")
+    teacher = teachers.load_teacher(str(tiny_folder("flux-dev")), "cpu")
+
+    def conditionings(**changed: float) -> list[Conditioning]:
+        options = OptimizeConfig(method="nfsd", view_prompts="interpolated", **changed)
+        config = generate_config(prompt="a mug", device="cpu", optimize=options)
+        found = Optimization(config, teacher).supervision
+        assert found.view_prompts is not None
+        assert found.negative is not None
+        whole = [found.cond, found.view_prompts.texts, found.negative]
+        return whole + [cond.uncond for cond in whole if cond.uncond is not None]
+
+    for changed, expected in (({}, 3.5), ({"embedded_guidance": 2.0}, 2.0)):
+        scales = [cond.guidance_scale for cond in conditionings(**changed)]
+        assert len(scales) == 5
+        assert all(scale is not None and bool((scale == expected).all()) for scale in scales)
+    # Schnell takes none, and neither does what the command line is given here.
+    plain = teachers.load_teacher(str(tiny_folder("flux-schnell")), "cpu")
+    check_embedded(2.0, plain, teacher)
+    check_embedded(0.0, plain)
+    words = ["generate", "a mug", "--teacher", str(tiny_folder("flux-schnell")), "--steps", "1"]
+    out = home / "out"
+    assert cli.main([*words, "--embedded-guidance", "2", "--device", "cpu", "--out", str(out)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("sds3d: --embedded-guidance is 2: this teacher takes no guidance")
+    assert not list(out.iterdir())
+    # And in a preview.
+    asked: list[Tensor] = []
+    call = FluxTeacher.__call__
+
+    def listen(self: Any, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Any:
+        assert cond is not None
+        assert cond.guidance_scale is not None
+        asked.append(cond.guidance_scale)
+        return call(self, x_t, t, cond)
+
+    monkeypatch.setattr(FluxTeacher, "__call__", listen)
+    draw_views(teacher, PreviewConfig(prompt="a mug", sample_steps=1, embedded_guidance=2.0))
+    assert asked
+    assert all(bool((scale == 2.0).all()) for scale in asked)
 
 
 # --- views -----------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ from core.teachers.teacher import (
     encode_for,
     free_text_encoders,
     noise_shape,
+    takes_guidance,
 )
 
 PROMPT, NEGATIVE = "a red mushroom", "blurry"
@@ -333,6 +334,18 @@ def test_what_is_not_read_of_a_long_prompt_is_said(load: Load) -> None:
         assert str(limit) in warning
         assert load(name).check_prompt("a mushroom").warning is None
     assert load("sd3").check_prompt(long).warning is None  # T5 reads 256
+    # Without T5 nothing reads past CLIP's 77.
+    for name, words, limit in (
+        ("sd3-without-t5", 12, 77),
+        ("sd3", 40, 256),
+        ("flux-schnell", 40, 256),
+        ("flux-dev", 80, 512),
+    ):
+        teacher = load(name)
+        warning = teacher.check_prompt("mushroom " * words).warning
+        assert warning is not None, name
+        assert warning.endswith(f"the first {limit}")
+        assert teacher.check_prompt("mushroom " * (words // 2)).warning is None
 
 
 def test_embedded_guidance_is_read_where_the_network_has_it(load: Load) -> None:
@@ -344,7 +357,10 @@ def test_embedded_guidance_is_read_where_the_network_has_it(load: Load) -> None:
         assert not torch.allclose(dev(x, t, cond).value, dev(x, t, other).value, atol=1e-3)
         without = replace(cond, guidance_scale=None)
         assert torch.equal(dev(x, t, without).value, dev(x, t, cond).value)
+    assert takes_guidance(dev)
     assert load("flux-schnell").encode(PROMPT).guidance_scale is None
+    assert not takes_guidance(load("flux-schnell"))
+    assert not takes_guidance(load("sd-eps"))
 
 
 @pytest.mark.parametrize("name", ["sd-eps", "sdxl", "if"])

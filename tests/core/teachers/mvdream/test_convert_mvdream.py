@@ -3,6 +3,7 @@
 # transformers makes some names at run time.
 # pyright: reportAttributeAccessIssue=false
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from core.denoiser import Conditioning
+from core.denoiser import ClassifierFreeGuidance, Conditioning
+from core.solvers.ddim import DDIM
+from core.solvers.sampling import sample
 from core.teachers.convert_mvdream import main
 from core.teachers.folder import read_folder
 from core.teachers.mvdream import MVDreamTeacher
@@ -63,6 +66,38 @@ def test_the_converted_network_predicts_what_the_files_does(
         assert (other - expected).abs().max() > 30 * TOLERANCE * expected.abs().max()
     alone = Conditioning(text=text[4:], camera=camera[4:])
     assert_equal(teacher(x[4:], timestep[4:] / 999, alone).eps, expected[4:])
+
+
+@torch.no_grad()
+def test_guided_predictions_and_a_sample_are_those_of_the_file(
+    reference: Any, teacher: MVDreamTeacher
+) -> None:
+    """There is no pipeline of it in diffusers: four steps of DDIM on the file's own network and
+    betas, written out, with both halves of guidance told the cameras."""
+    x, _, camera = two_objects()
+    cond = teacher.encode(["red car"] * 8, "blurry").with_camera(camera)
+    assert cond.text is not None
+    assert cond.uncond is not None
+    assert cond.uncond.text is not None
+    guided = ClassifierFreeGuidance(teacher, 7.5)
+    # The last step ends at the first timestep.
+    timesteps = torch.tensor([751, 501, 251, 1, 0])
+    products = (1 - reference.betas.double()).cumprod(0)
+    state, size = x, float(x.abs().max())
+    for now, after in itertools.pairwise(timesteps.tolist()):
+        at = torch.full((8,), float(now))
+        eps, uncond = (
+            reference.unet(state, at, text, camera_matrix(camera), 4)
+            for text in (cond.text, cond.uncond.text)
+        )
+        eps = uncond + 7.5 * (eps - uncond)
+        assert_equal(guided(state, at / 999, cond).eps, eps)
+        alpha, alpha_after = (float(products[t]) ** 0.5 for t in (now, after))
+        sigma, sigma_after = (float(1 - products[t]) ** 0.5 for t in (now, after))
+        state = alpha_after * (state - sigma * eps) / alpha + sigma_after * eps
+    final = sample(guided, DDIM(), timesteps.double() / 999, x, cond).x
+    assert_equal(final, state)
+    assert (state - x).abs().max() > 0.1 * size
 
 
 @torch.no_grad()

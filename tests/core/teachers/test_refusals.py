@@ -1,0 +1,97 @@
+"""Teachers that are not whole, at the command line: one line, exit 2, and nothing begun."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from sds3d import cli
+
+STEM = "diffusion_pytorch_model.safetensors"
+
+
+def in_shards(folder: Path, of: str) -> None:
+    """The UNet in one shard, with an index that says `of` of each tensor."""
+    unet = folder / "unet"
+    tensors = load_file(unet / STEM)
+    save_file(tensors, unet / "one.safetensors", {"format": "pt"})
+    (unet / STEM).unlink()
+    index = {"weight_map": dict.fromkeys(tensors, of)}
+    (unet / f"{STEM}.index.json").write_text(json.dumps(index))
+
+
+def numbers_for_shards(folder: Path) -> None:
+    in_shards(folder, "one.safetensors")
+    (folder / "unet" / f"{STEM}.index.json").write_text('{"weight_map": {"a": 3}}')
+
+
+def cut(folder: Path) -> None:
+    path = folder / "vae" / STEM
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def forget_a_tensor(folder: Path) -> None:
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[sorted(tensors)[-1]]
+    save_file(tensors, path, {"format": "pt"})
+
+
+def tear(name: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).write_text("{")
+
+    return write
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a missing shard": (lambda f: in_shards(f, "two.safetensors"), "two.safetensors is missing"),
+    "a shard elsewhere": (lambda f: in_shards(f, "../vae/" + STEM), ".index.json is damaged"),
+    "no names of shards": (numbers_for_shards, ".index.json is damaged"),
+    "a truncated file": (cut, f"vae/{STEM} has "),
+    "no text encoder": (
+        lambda f: shutil.rmtree(f / "text_encoder"),
+        "text_encoder/config.json is missing",
+    ),
+    "a torn tokenizer": (tear("tokenizer/tokenizer.json"), "the teacher's tokenizer in"),
+    "a torn config": (tear("unet/config.json"), "the teacher's unet in"),
+    "half a text encoder": (forget_a_tensor, "the teacher's text_encoder in"),
+}
+
+
+# What lies in a file of the right length is seen when it is read, by a second teacher in its stage.
+BOTH = [name for name in FAULTS if name != "half a text encoder"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "fault"),
+    [*(("--teacher", name) for name in FAULTS), *(("--refine-teacher", name) for name in BOTH)],
+)
+def test_a_teacher_that_is_not_whole_is_one_line(
+    flag: str,
+    fault: str,
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    whole, damage = tiny_folder("sd-eps"), FAULTS[fault]
+    folder = Path(shutil.copytree(whole, tmp_path / "teacher"))
+    damage[0](folder)
+    out = tmp_path / "out"
+    words = ["generate", "a mug", "--device", "cpu", "--steps", "1", "--out", str(out)]
+    if flag == "--refine-teacher":
+        words += ["--teacher", str(whole), "--refine-steps", "1"]
+    assert cli.main([*words, flag, str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("sds3d: ")]
+    assert damage[1] in line
+    assert "download or copy the folder again" in line
+    assert not list(out.glob("*/result.json"))
+    if flag == "--refine-teacher":
+        assert not list(out.iterdir())
