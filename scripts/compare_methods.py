@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, get_args
 
 import torch
@@ -108,7 +108,6 @@ class Made:
 
     measured: Measured
     folder: Path | None
-    seconds: float | None
 
 
 def spec_of(prompt: str) -> SceneSpec:
@@ -146,9 +145,9 @@ def make(given: GenerateConfig, spec: SceneSpec, parts: Parts, judge: Judge) -> 
     except (BadInput, Interrupted):
         raise
     except Sds3dError as error:
-        return Made(measured=judge.missing(spec, str(error)), folder=None, seconds=None)
+        return Made(measured=judge.missing(spec, str(error)), folder=None)
     measured = judge.measure(spec, done.folder / "mesh.glb")
-    return Made(measured=measured, folder=done.folder, seconds=done.result["seconds"]["optimize"])
+    return Made(measured=measured, folder=done.folder)
 
 
 def measure_pace(
@@ -202,11 +201,17 @@ def own_options(method: MethodName) -> str:
     return " ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in given)
 
 
-def table(rows: Mapping[MethodName, Sequence[Made | None]], pace: dict[str, Any]) -> str:
-    """A line for each method that made anything; None is a mesh that is not made yet."""
+def table(
+    rows: Mapping[MethodName, Sequence[Made | None]], pace: dict[str, Any], run_steps: int
+) -> str:
+    """A line for each method that made anything; None is a mesh that is not made yet.
+
+    The seconds are those of a run's optimisation, `run_steps` of the steps that --pace timed: the
+    runs themselves may share the machine.
+    """
     lines = [
         "| `--method` | options beside it | R-Precision | silhouette IoU | F-score | azimuth | "
-        "passes per view | step, to `sds` | seconds |",
+        "passes per view | step, to `sds` | seconds at that pace |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     steps = pace.get("methods", {})
@@ -217,7 +222,6 @@ def table(rows: Mapping[MethodName, Sequence[Made | None]], pace: dict[str, Any]
             continue
         found = [one.measured for one in made]
         azimuths = [one.azimuth for one in found if one.azimuth is not None]
-        seconds = [one.seconds for one in made if one.seconds is not None]
         step = steps.get(method)
         columns = [
             f"`{method}`",
@@ -228,7 +232,7 @@ def table(rows: Mapping[MethodName, Sequence[Made | None]], pace: dict[str, Any]
             f"{fmean(azimuths):.0%}" if azimuths else "-",
             f"{step['passes']:g}" if step else "-",
             f"{step['step_ms'] / base:.1f}" if step and base else "-",
-            f"{median(seconds):.0f}" if seconds else "-",
+            f"{step['step_ms'] * run_steps / 1000:.0f}" if step else "-",
         ]
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
@@ -252,14 +256,11 @@ def described(config: ComparisonConfig, weights_sha256: str, pace: dict[str, Any
     )
     if pace:
         text += (
-            f" Steps were timed by --pace, {pace['steps']} of each method in turns with nothing "
-            f"beside them on {pace['threads']} CPU threads: {pace['methods']['sds']['step_ms']:.0f}"
-            " ms with `sds`."
+            f" Steps were timed by --pace, {pace['steps']} of each method in turns on "
+            f"{pace['threads']} CPU threads: {pace['methods']['sds']['step_ms']:.0f} ms with "
+            "`sds`; the seconds are those of a run's optimisation at that pace."
         )
-    return (
-        text + " The seconds are the median of the runs' optimisations, "
-        "which shared the machine with others: an order of magnitude."
-    )
+    return text
 
 
 def sheet(rows: Mapping[str, Sequence[Made | None]], prompts: tuple[str, ...]) -> Image.Image:
@@ -329,7 +330,8 @@ def main() -> int:
     pace = read_pace(config.work)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(rows, config.prompts).save(config.out, optimize=True)
-    part = f"{described(config, teacher.weights_sha256, pace)}\n\n{table(rows, pace)}"
+    run_steps = PRESETS[config.preset].optimize.steps
+    part = f"{described(config, teacher.weights_sha256, pace)}\n\n{table(rows, pace, run_steps)}"
     write_part(config.page, "meshes", part)
     print(part)
     return 0

@@ -59,8 +59,8 @@ WRONG = dataclasses.replace(
 NO_MESH = Measured(azimuth=0.0, problem="the field is empty")
 
 
-def made(measured: Measured, folder: Path | None = None, seconds: float | None = 20.0) -> Made:
-    return Made(measured=measured, folder=folder, seconds=seconds)
+def made(measured: Measured, folder: Path | None = None) -> Made:
+    return Made(measured=measured, folder=folder)
 
 
 def test_samples_are_counted_in_a_network_and_in_its_copies() -> None:
@@ -132,7 +132,7 @@ def test_a_run_without_a_mesh_is_a_miss_and_a_bad_request_raises(
 
     monkeypatch.setattr(script, "generate", empty)
     found = make(given, spec_of("yellow duck"), parts, judge)
-    assert found == Made(measured=NO_MESH, folder=None, seconds=None)
+    assert found == Made(measured=NO_MESH, folder=None)
     assert caption(found.measured) == "no mesh"
 
     def refused(*_: Any, **__: Any) -> Generated:
@@ -143,13 +143,13 @@ def test_a_run_without_a_mesh_is_a_miss_and_a_bad_request_raises(
         make(given, spec_of("yellow duck"), parts, judge)
 
     def done(*_: Any, **__: Any) -> Generated:
-        return Generated(folder=tmp_path, result={"seconds": {"optimize": 12.5}})
+        return Generated(folder=tmp_path, result={})
 
     monkeypatch.setattr(script, "generate", done)
     monkeypatch.setattr(judge, "measure", lambda spec, path: (spec, path))
     found = make(given, spec_of("yellow duck"), parts, judge)
     assert found.measured == (SceneSpec(kind="duck", color="yellow"), tmp_path / "mesh.glb")
-    assert (found.folder, found.seconds) == (tmp_path, 12.5)
+    assert found.folder == tmp_path
 
 
 def _never(*_: Any, **__: Any) -> Any:
@@ -159,9 +159,9 @@ def _never(*_: Any, **__: Any) -> Any:
 def test_the_table_has_means_of_what_applies_and_ratios_to_sds() -> None:
     symmetric = dataclasses.replace(RIGHT, azimuth=None)
     rows: dict[MethodName, list[Made | None]] = {
-        "sds": [made(RIGHT), None, made(symmetric, seconds=40.0)],
+        "sds": [made(RIGHT), None, made(symmetric)],
         "csd": [None, None, None],
-        "ism": [made(WRONG), made(NO_MESH, seconds=None)],
+        "ism": [made(WRONG), made(NO_MESH)],
     }
     pace = {
         "methods": {
@@ -169,12 +169,12 @@ def test_the_table_has_means_of_what_applies_and_ratios_to_sds() -> None:
             "ism": {"step_ms": 125.0, "passes": 8.0},
         }
     }
-    lines = table(rows, pace).splitlines()
+    lines = table(rows, pace, 400).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2] == "| `sds` |  | 2 of 2 | 0.90 | 0.80 | 100% | 2 | 1.0 | 30 |"
-    assert lines[3] == "| `ism` | `--ode-steps 4` | 0 of 2 | 0.25 | 0.40 | 25% | 8 | 2.5 | 20 |"
-    bare = table(rows, {}).splitlines()
-    assert bare[3].endswith("| 25% | - | - | 20 |")
+    assert lines[2] == "| `sds` |  | 2 of 2 | 0.90 | 0.80 | 100% | 2 | 1.0 | 20 |"
+    assert lines[3] == "| `ism` | `--ode-steps 4` | 0 of 2 | 0.25 | 0.40 | 25% | 8 | 2.5 | 50 |"
+    bare = table(rows, {}, 400).splitlines()
+    assert bare[3].endswith("| 25% | - | - | - |")
 
 
 def test_a_caption_says_what_a_mesh_is_taken_for_where_it_is_wrong() -> None:

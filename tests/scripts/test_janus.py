@@ -75,7 +75,7 @@ def test_settings_differ_by_the_camera_and_the_words_for_views() -> None:
 
 
 def test_a_run_without_a_mesh_is_a_miss(references: References) -> None:
-    missing = Made(measured=Measured(problem="empty"), folder=None, seconds=None)
+    missing = Made(measured=Measured(problem="empty"), folder=None)
     assert script.sides_of(missing, DUCK, references) == NO_SIDES
 
 
@@ -83,9 +83,8 @@ def test_the_table_is_of_means_with_both_ends_below() -> None:
     right = Made(
         measured=Measured(retrieved=True, silhouette_iou=0.9, nearest="a yellow duck"),
         folder=Path("run"),
-        seconds=1.0,
     )
-    wrong = Made(measured=Measured(silhouette_iou=0.5, nearest="a car"), folder=None, seconds=1.0)
+    wrong = Made(measured=Measured(silhouette_iou=0.5, nearest="a car"), folder=None)
     half = Sides(azimuth=0.5, turned=0.75, fronts=0.25)
     rows: dict[Any, Any] = {"camera": [None], "no camera": [(right, half), None, (wrong, NO_SIDES)]}
     one, every = Sides(azimuth=1.0, turned=1.0, fronts=0.0), NO_SIDES
