@@ -1,7 +1,7 @@
 """What the papers claim of each other, held against the rows of distillation_table.py.
 
 A claim is met where it holds beyond the error bars: the two means are further apart than the sum
-of their standard deviations over the seeds.
+of their standard deviations over the seeds (the sample's, over n - 1), of which it takes three.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ NAMES = {
 }
 PAPERS_SHARE = 0.10
 """Of its teacher's figure: how much worse progressive distillation may be at 4 evaluations."""
+KEPT, COLLAPSED = 0.1, 0.3
+"""Errors of a mode's weight: below the one all modes are kept, above the other they are not. (All
+samples in one mode of weight w are an error of 1 - w.)"""
+FEWEST_SEEDS = 3
+TOO_FEW = "too few seeds"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -37,10 +42,10 @@ def claims_of(ground: str, rows: Rows) -> list[str]:
         _less(rows, figure, ("ct", 2), ("ct", 1), "consistency training gains by a second step"),
         _not_rising(rows),
         *(_unipc(rows, grid) for grid in ("log-SNR", "t")),
+        *(_collapses(rows, kept) for kept in ("vsd", "diff-instruct")),
         *(
-            _less(rows, key, (kept, 1), ("sds", 1), f"SDS collapses where {kept} does not")
+            _less(rows, "frechet", (kept, 1), ("sds", 1), f"{kept} is nearer to the data than SDS")
             for kept in ("vsd", "diff-instruct")
-            for key in ("mode_weight_error", "frechet")
         ),
         _less(rows, figure, ("dmd2", 1), ("kd", 1), "DMD2 is ahead of KD at one step"),
     ]
@@ -61,8 +66,13 @@ def _values(
     }
 
 
+def spread(values: np.ndarray) -> float:
+    """The sample's standard deviation over seeds; NaN of a single one."""
+    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+
+
 def _said(name: str, values: np.ndarray) -> str:
-    return f"{name} {values.mean():.3g} ± {values.std():.1g}"
+    return f"{name} {values.mean():.3g}" + (f" ± {spread(values):.1g}" if len(values) > 1 else "")
 
 
 def _paired(one: dict[int, float], other: dict[int, float]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -75,10 +85,12 @@ def _paired(one: dict[int, float], other: dict[int, float]) -> tuple[np.ndarray,
 
 def verdict(less: np.ndarray, more: np.ndarray) -> str:
     """Whether the first figures are below the others beyond the error bars."""
+    if min(len(less), len(more)) < FEWEST_SEEDS:
+        return TOO_FEW
     apart = more.mean() - less.mean()
     if apart <= 0:
         return "NOT met"
-    return "met" if apart > less.std() + more.std() else "NOT met beyond the error bars"
+    return "met" if apart > spread(less) + spread(more) else "NOT met beyond the error bars"
 
 
 def _less(
@@ -92,6 +104,25 @@ def _less(
     return claim, f"{NAMES[figure]}: {said}", verdict(*found)
 
 
+def _collapses(rows: Rows, kept: str) -> Line | None:
+    """By the bounds, not by a comparison: to lose fewer modes than SDS is not to keep them."""
+    key = "mode_weight_error"
+    found = _paired(_values(rows, key, kept, 1), _values(rows, key, "sds", 1))
+    if found is None:
+        return None
+    keeps, sds = found
+    said = f"{NAMES[key]}: {_said(f'`{kept}`', keeps)}, {_said('`sds`', sds)}"
+    if len(keeps) < FEWEST_SEEDS:
+        judged = TOO_FEW
+    elif keeps.mean() >= KEPT or sds.mean() <= COLLAPSED:
+        judged = "NOT met"
+    elif keeps.mean() + spread(keeps) < KEPT and sds.mean() - spread(sds) > COLLAPSED:
+        judged = "met"
+    else:
+        judged = "NOT met beyond the error bars"
+    return f"SDS collapses (above {COLLAPSED}) where {kept} does not (below {KEPT})", said, judged
+
+
 def _within(rows: Rows, figure: str) -> Line | None:
     """Progressive distillation at 4 evaluations against the teacher's 16 that it folds up."""
     found = _paired(_values(rows, figure, "progressive", 4), _values(rows, figure, "teacher", 16))
@@ -100,7 +131,9 @@ def _within(rows: Rows, figure: str) -> Line | None:
     student, teacher = found
     excess = student / teacher - 1
     said = f"{_said('`progressive`', student)}, {_said('teacher in 16', teacher)}"
-    if excess.mean() + excess.std() <= PAPERS_SHARE:
+    if len(excess) < FEWEST_SEEDS:
+        judged = TOO_FEW
+    elif excess.mean() + spread(excess) <= PAPERS_SHARE:
         judged = "met"
     elif excess.mean() <= PAPERS_SHARE:
         judged = "NOT met beyond the error bars"
@@ -108,7 +141,7 @@ def _within(rows: Rows, figure: str) -> Line | None:
         judged = "NOT met"
     return (
         "progressive at 4 evaluations is within 10 % of its teacher",
-        f"{NAMES[figure]}: {said}: {100 * excess.mean():+.1f} ± {100 * excess.std():.1f} %",
+        f"{NAMES[figure]}: {said}: {100 * excess.mean():+.1f} ± {100 * spread(excess):.1f} %",
         judged,
     )
 
@@ -122,8 +155,11 @@ def _not_rising(rows: Rows) -> Line | None:
     names = ["independent", "teacher", *(f"round {k}" for k in range(1, by_round.shape[1] - 1))]
     said = ", ".join(_said(name, c) for name, c in zip(names, by_round.T, strict=True))
     rises = np.diff(by_round, axis=1)
-    rising = (rises.mean(0) > rises.std(0)).any()
-    return "reflow's transport cost does not rise", said, "NOT met" if rising else "met"
+    if len(rises) < FEWEST_SEEDS:
+        judged = TOO_FEW
+    else:
+        judged = "NOT met" if (rises.mean(0) > rises.std(0, ddof=1)).any() else "met"
+    return "reflow's transport cost does not rise", said, judged
 
 
 def _unipc(rows: Rows, grid: str) -> Line | None:

@@ -38,7 +38,7 @@ from core.solvers.heun import Heun
 from core.solvers.sampling import log_snr_times
 from core.solvers.unipc import UniPC
 from core.training import DivergedError, train
-from distillation_claims import claims_of
+from distillation_claims import claims_of, spread
 from distillation_pictures import draw_one, sheet
 from sds3d.distill.catalogue import METHODS, find_method, make_method
 from sds3d.distill.digits import digits
@@ -234,7 +234,7 @@ def log_snr_grid(ground: NamedGround, steps: int) -> Tensor:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Method and NFE by figure: mean ± standard deviation over seeds."""
+    """Method and NFE by figure: mean ± the sample's standard deviation over seeds."""
     order = ["data", "teacher", *(m.card.name for m in METHODS)]
     groups: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -255,7 +255,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
                 cells.append(f"{np.mean(values):.0f}")
             else:
                 places = 2 if figure == "frechet" else 4
-                cells.append(f"{np.mean(values):.{places}f} ± {np.std(values):.{places}f}")
+                bar = f" ± {spread(np.array(values)):.{places}f}" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.{places}f}{bar}")
         label = name if nfe == 0 else f"`{name}`"
         lines.append(f"| {label} | {nfe or ''} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
