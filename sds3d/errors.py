@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from core import out_of_memory
+
 EXIT_OK = 0
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
@@ -85,10 +87,7 @@ class TooLittleMemory(BadInput):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the system or the device had no memory left."""
-    return (
-        isinstance(error, (MemoryError, TooLittleMemory))
-        or type(error).__name__ == "OutOfMemoryError"
-    )
+    return isinstance(error, TooLittleMemory) or out_of_memory.is_out_of_memory(error)
 
 
 class Interrupted(Sds3dError):

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.discrete_schedule import DiscreteVPSchedule
 from core.frozen import freeze
+from core.out_of_memory import raise_shortage
 from core.prediction import Parametrisation
 from core.schedule import from_diffusers
 from core.teachers.errors import TeacherOptionError, TeacherWeightsError
@@ -83,6 +84,7 @@ def load_model(
             if info.get(fault):
                 raise ValueError(f"{fault.replace('_', ' ')}: {sorted(map(str, info[fault]))[0]}")
     except Exception as error:
+        raise_shortage(error)
         raise _damaged(folder, name, error) from error
     freeze(model)
     if issubclass(kind, ModelMixin) and not kind._keep_in_fp32_modules:
@@ -103,6 +105,7 @@ def _outline(folder: TeacherFolder, name: str, kind: type[ModelT], dtype: torch.
             else:
                 model = maker(maker.config_class.from_pretrained(folder.path / name))
     except Exception as error:
+        raise_shortage(error)
         raise _damaged(folder, name, error) from error
     freeze(model)
     return nn.Module.to(model, dtype=dtype)
@@ -117,6 +120,7 @@ def load_tokenizer(
         with quiet():
             return kind.from_pretrained(folder.path / name, local_files_only=True)
     except Exception as error:
+        raise_shortage(error)
         raise _damaged(folder, name, error) from error
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.denoiser import Conditioning
+from core.out_of_memory import raise_shortage
 from core.prediction import Prediction
 from core.teachers.errors import TeacherWeightsError
 from core.teachers.toybox import ToyboxTeacher, fast_dtype, weights_sha256
@@ -295,6 +296,7 @@ def load_guided(
         sha256 = _sha256(folder, wanted)
         tensors = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
     except Exception as error:
+        raise_shortage(error)
         raise _damaged(folder, error) from error
     found = weights_sha256(base)
     if found != wanted:

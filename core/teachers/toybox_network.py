@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from core.out_of_memory import raise_shortage
 from core.teachers.errors import TeacherWeightsError
 from core.teachers.quiet import quiet
 
@@ -370,6 +371,7 @@ def _load(folder: Path, load: Callable[[Path], Any]) -> Any:
             if info.get(fault):
                 raise ValueError(f"{fault.replace('_', ' ')}: {sorted(map(str, info[fault]))[0]}")
     except Exception as error:
+        raise_shortage(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TeacherWeightsError(
             f"the teacher's {folder.name} in {folder.parent} is damaged ({reason}): "

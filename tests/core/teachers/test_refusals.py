@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from sds3d import cli
@@ -60,6 +62,31 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a torn config": (tear("unet/config.json"), "the teacher's unet in"),
     "half a text encoder": (forget_a_tensor, "the teacher's text_encoder in"),
 }
+
+
+def test_too_little_memory_for_a_teacher_is_not_called_damage(
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the error that torch really raises, as diffusers wraps it."""
+
+    def exhausted(*_: object, **__: object) -> None:
+        try:
+            torch.empty(2**46)
+        except RuntimeError as error:
+            raise OSError("Unable to load weights from checkpoint file") from error
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", exhausted)
+    words = ["generate", "a mug", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--teacher", str(tiny_folder("sd-eps"))]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("sds3d: ")]
+    assert line.startswith("sds3d: out of memory")
+    assert "damaged" not in error
 
 
 # What lies in a file of the right length is seen when it is read, by a second teacher in its stage.
