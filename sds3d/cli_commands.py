@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 def _generate(call: Call) -> int:
     from .commands import Generate
     from .config import PresetName
-    from .presets import PRESETS, generate_config
+    from .presets import PRESETS, generate_config, with_method, with_teacher
 
     preset = _last_value(call.words, "--preset") or "balanced"
     if preset not in PRESETS:
         raise ConfigError(f"--preset is {preset!r}: give one of {', '.join(PRESETS)}")
     # Until the prompt is known the config holds a placeholder; the positional takes its place.
-    default = Generate(config=generate_config(cast(PresetName, preset), prompt="(prompt)"))
+    config = generate_config(cast(PresetName, preset), prompt="(prompt)")
+    method = _last_value(call.words, "--method") or config.optimize.method
+    default = Generate(config=replace(config, optimize=with_method(config.optimize, method)))
     given = call.parse(Generate, default)
 
     from . import generate as pipeline
@@ -46,7 +48,10 @@ def _generate(call: Call) -> int:
                 path, device=device, on_event=listen, should_stop=call.stop, parts=call.parts
             ),
         )
-    config = replace(given.config, prompt=given.prompt)
+    counts = {"views_per_step", "refine_views_per_step"}
+    counted = {name for name in counts if _last_value(call.words, _flag(name)) is not None}
+    optimize = with_teacher(given.config.optimize, given.config.teacher, counted)
+    config = replace(given.config, prompt=given.prompt, optimize=optimize)
     return _show(
         call,
         lambda listen: pipeline.generate(
@@ -212,11 +217,20 @@ def _last_value(words: Sequence[str], flag: str) -> str | None:
     for i, word in enumerate(words):
         if word == "--":
             break
-        if word == flag and i + 1 < len(words):
+        # As the parser takes them: --views_per_step is --views-per-step.
+        name, equals, after = word.partition("=")
+        if name.replace("_", "-") != flag:
+            continue
+        if equals:
+            value = after
+        elif i + 1 < len(words):
             value = words[i + 1]
-        elif word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
     return value
+
+
+def _flag(name: str) -> str:
+    """The flag of the field of that name."""
+    return "--" + name.replace("_", "-")
 
 
 def _changed_flags(default: Any, given: Any) -> list[str]:
@@ -227,7 +241,7 @@ def _changed_flags(default: Any, given: Any) -> list[str]:
         if is_dataclass(before):
             changed += _changed_flags(before, after)
         elif before != after:
-            changed.append("--" + f.name.replace("_", "-"))
+            changed.append(_flag(f.name))
     return changed
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
 from typing import Any
 
-from .config import GenerateConfig, MeshConfig, PresetName
+from .config import GenerateConfig, MeshConfig, PresetName, TeacherName
 from .errors import ConfigError
 from .optimize_config import FieldOptions, OptimizeConfig
 from .preset import Preset
-from .recipes import RECIPES
+from .recipes import MVDREAM, RECIPES
 
 FAST = Preset(
     optimize=OptimizeConfig(steps=400),
@@ -37,6 +39,53 @@ PRESETS: dict[PresetName, Preset] = {
 }
 """Of the first three docs/performance.md and docs/evaluation.md say what was measured, with the
 embedded teacher; the recipes are not measured."""
+
+
+_METHODS_OWN: dict[str, dict[str, Any]] = {
+    "reconstruction": {
+        "guidance_rescale": MVDREAM.optimize.guidance_rescale,
+        "loss_weighting": MVDREAM.optimize.loss_weighting,
+    },
+}
+"""What a method cannot do without, where other options have defaults that it cannot have."""
+
+
+def with_method(options: OptimizeConfig, method: str) -> OptimizeConfig:
+    """`options` as defaults beside --method: what they lack for it is the method's own.
+
+    The method itself is the caller's to set. Nothing changes where the options are for it already.
+    """
+    if options.method == method or method not in _METHODS_OWN:
+        return options
+    return dataclasses.replace(options, **_METHODS_OWN[method])
+
+
+def with_teacher(
+    options: OptimizeConfig, teacher: TeacherName, given: Collection[str] = ()
+) -> OptimizeConfig:
+    """`options` with as many views in a step as the teacher judges together, or a multiple.
+
+    Numbers of views are rounded up to it, but those of the options that the user has `given`, by
+    their names, and those of steps that are not made or show the teacher no camera. The teacher is
+    looked up by its folder; one that is not there changes nothing.
+    """
+    if not options.camera_conditioning:
+        return options
+    if "views_per_step" not in given:
+        views = _rounded_up(options.views_per_step, teacher)
+        options = dataclasses.replace(options, views_per_step=views)
+    refine = options.refine
+    if refine.refine_steps > 0 and "refine_views_per_step" not in given:
+        views = _rounded_up(refine.refine_views_per_step, refine.refine_teacher or teacher)
+        refine = dataclasses.replace(refine, refine_views_per_step=views)
+    return dataclasses.replace(options, refine=refine)
+
+
+def _rounded_up(views: int, teacher: TeacherName) -> int:
+    from .teachers import joined_views
+
+    together = joined_views(teacher)
+    return -(-views // together) * together
 
 
 def generate_config(

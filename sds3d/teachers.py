@@ -67,6 +67,8 @@ KINDS = (
 )
 """The classes, in a folder's model_index.json, that are teachers here."""
 
+JOINED_VIEWS = {"MVDreamTeacher": 4}
+"""Of these, how many views of an object are judged together where that is more than one."""
 
 _READS_ANY = "--teacher FOLDER or NAME reads any words, see docs/teachers.md"
 
@@ -130,7 +132,8 @@ def _from_hub(name: TeacherName, model_id: str, *, allowed: bool, fetch: bool) -
             )
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if downloads else "not on this machine"
+        said = str(error).strip() or type(error).__name__
+        reason = said.splitlines()[0] if downloads else "not on this machine"
         permission = "let sds3d generate fetch them"
         if not allowed:
             permission = f"set allow_download = true in {config_path()}"
@@ -162,6 +165,18 @@ def require_kind(folder: TeacherFolder) -> None:
         )
 
 
+def joined_views(name: TeacherName) -> int:
+    """How many views of an object the teacher of that name judges together, by its folder alone.
+
+    1 for those that judge each by itself, and where no teacher of that name is on this machine,
+    which is said where it is loaded. Imports nothing heavy.
+    """
+    try:
+        return JOINED_VIEWS.get(look_at(name, fetch=False).class_name, 1)
+    except TeacherError:
+        return 1
+
+
 def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | PretrainedTeacher:
     """The teacher of that name, folder or id, on "cpu" or "cuda".
 
@@ -179,21 +194,25 @@ def load_teacher(name: TeacherName, device: DeviceName) -> ToyboxTeacher | Pretr
 
 
 def outline_teacher(
-    name: TeacherName, device: DeviceName, **held: Any
+    name: TeacherName, device: DeviceName, *, fetch: bool = True, **held: Any
 ) -> ToyboxTeacher | PretrainedTeacher:
     """What `load_teacher` would give, by its shapes alone, on torch's meta device.
 
     It refuses what the real one refuses and takes no memory; `held` are TeacherOptions that win
-    over the user's. The embedded ones, which are small, are read whole, to the CPU. Raises as
-    `load_teacher` does.
+    over the user's, `fetch` is as for `teacher_folder`. The embedded ones, which are small, are
+    read whole, to the CPU. Raises as `load_teacher` does.
     """
-    return _read(name, device, outline=held)[1]
+    return _read(name, device, outline=held, fetch=fetch)[1]
 
 
 def _read(
-    name: TeacherName, device: DeviceName, *, outline: dict[str, Any] | None = None
+    name: TeacherName,
+    device: DeviceName,
+    *,
+    outline: dict[str, Any] | None = None,
+    fetch: bool = True,
 ) -> tuple[TeacherFolder, ToyboxTeacher | PretrainedTeacher]:
-    folder = look_at(name)
+    folder = look_at(name, fetch=fetch)
     require_kind(folder)
     try:
         return folder, _load(folder, device, outline=outline)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sds3d.batch.config import BatchConfig
-from sds3d.config import GenerateConfig, PresetName
+from sds3d.config import GenerateConfig, PresetName, TeacherName
 from sds3d.errors import BadInput, ConfigError, PromptError, TeacherError
-from sds3d.presets import generate_config, missing_teacher
+from sds3d.optimize_config import OptimizeConfig
+from sds3d.presets import generate_config, missing_teacher, with_teacher
 from sds3d.refine import check_refine_teacher
 from sds3d.teachers import teacher_folder
 
@@ -98,7 +99,7 @@ def parse(data: bytes, config: BatchConfig, *, as_json: bool) -> PromptList:
         try:
             item = _item(raw, config, as_json)
             teachers.check(item)
-            lines.append(Line(number=number, config=item))
+            lines.append(Line(number=number, config=teachers.fit(item)))
         except (ConfigError, PromptError, TeacherError) as error:
             faults.append((number, str(error)))
     return PromptList(lines=lines, faults=faults)
@@ -109,6 +110,14 @@ class _Teachers:
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], str | None] = {}
+        self._fitted: dict[tuple[OptimizeConfig, TeacherName], OptimizeConfig] = {}
+
+    def fit(self, config: GenerateConfig) -> GenerateConfig:
+        """The item with as many views in a step as its teacher judges together."""
+        key = config.optimize, config.teacher
+        if key not in self._fitted:
+            self._fitted[key] = with_teacher(*key)
+        return replace(config, optimize=self._fitted[key])
 
     def check(self, config: GenerateConfig) -> None:
         """Raise TeacherError where a stage's teacher is not here."""

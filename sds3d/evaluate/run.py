@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -10,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from sds3d.atomic import make_writable_folder, write_atomic
 from sds3d.config_json import to_dict
 from sds3d.device import resolve_device
-from sds3d.errors import BadInput, CorruptCheckpoint, Interrupted, output_error
+from sds3d.errors import (
+    BadInput,
+    CorruptCheckpoint,
+    Interrupted,
+    is_out_of_memory,
+    output_error,
+)
 from sds3d.evaluate.baselines import BASELINES, Baseline, measure_baseline
 from sds3d.evaluate.config import EvaluateConfig
 from sds3d.evaluate.layers import Shape
@@ -22,7 +29,7 @@ from sds3d.evaluate.sheet import write_sheet
 from sds3d.evaluate.summary import Row, grouped, quality, seconds_by_stage
 from sds3d.events import Event, Health, Listener, Stage, Step, Warning, ignore_event
 from sds3d.generate import Parts, ShouldStop, generate, never_stop, standard_parts, with_loaded
-from sds3d.presets import generate_config
+from sds3d.presets import generate_config, with_teacher
 from sds3d.progress import eta_text
 from sds3d.toybox.kinds import KIND_NAMES
 
@@ -172,8 +179,7 @@ def _run(
 def _shortage(error: Exception) -> BaseException | None:
     """The error of memory that did not suffice, itself or behind one for a single run."""
     found = error.__cause__ or error
-    is_one = isinstance(found, MemoryError) or type(found).__name__ == "OutOfMemoryError"
-    return found if is_one else None
+    return found if is_out_of_memory(found) else None
 
 
 def _generate(
@@ -191,6 +197,8 @@ def _generate(
         device=config.device,
         out=config.out,
     )
+    optimize = with_teacher(options.optimize, options.teacher)
+    options = dataclasses.replace(options, optimize=optimize)
 
     def listen(event: Event) -> None:
         # A prompt is one stage here; its own stages and its result are in its folder.

@@ -84,6 +84,27 @@ def test_json_is_one_event_per_line_and_the_result_is_the_last(run: Any, capsys:
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 
+def made_with(run: Any, capsys: Any, *words: str) -> dict[str, Any]:
+    """The options in the result.json of a run with the fakes."""
+    assert run("generate", "a red mushroom", *STEPS, "--teacher", "toybox", *words) == 0
+    result = json.loads((Path(capsys.readouterr().out.strip()) / "result.json").read_bytes())
+    return result["config"]["optimize"]
+
+
+def test_a_method_is_one_flag_and_what_it_needs_is_in_the_result(run: Any, capsys: Any) -> None:
+    made = made_with(run, capsys, "--method", "reconstruction")
+    assert (made["method"], made["guidance_rescale"]) == ("reconstruction", 0.5)
+    # Beside a preset with another weighting too, and a value that is given wins.
+    words = ("--preset", "dreamfusion", "--method=reconstruction", "--guidance-rescale", "0.2")
+    made = made_with(run, capsys, *words)
+    assert (made["loss_weighting"], made["guidance_rescale"]) == ("x0", 0.2)
+    # Other methods, and so their runs' names, stay as they were.
+    assert made_with(run, capsys, "--method", "sds") == made_with(run, capsys)
+    assert made_with(run, capsys)["guidance_rescale"] == 0.0
+    assert run("generate", "a mushroom", "--method", "reconstruction", "--loss-weighting=eps") == 2
+    assert "give x0" in capsys.readouterr().err
+
+
 def test_what_libraries_print_does_not_reach_stdout(
     fakes: SimpleNamespace, tmp_path: Path, capsys: Any
 ) -> None:
@@ -194,6 +215,7 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
         (["generate", "a red mushroom", "--out", "file"], "choose another folder"),
         (["generate", "--resume", "missing"], "not a run's folder"),
         (["generate", "--resume", "missing", "--steps", "9"], "leave out --steps"),
+        (["generate", "--resume", "missing", "--method=reconstruction"], "leave out --method$"),
         (["generate", "a red mushroom", "--resume", "missing"], "leave out PROMPT"),
         (["generate", "--resume", "missing", "--overwrite"], "leave out --overwrite"),
         (["generate", "--resume", "missing", "--preset", "fast"], "leave out --preset$"),
