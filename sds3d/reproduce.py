@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,7 +104,15 @@ def differences(recorded: dict[str, Any], made: dict[str, Any]) -> list[str]:
             found.append(f"{name} is new")
         elif before[name] != after[name]:
             found.append(f"{name} differs from the recorded one")
-    for name in ("version", "teacher", "machine"):
-        if found and recorded.get(name) != made.get(name):
-            found.append(f"{name} was {recorded.get(name)} and is {made.get(name)}")
+    for name, get in _CAUSES.items():
+        if found and get(recorded) != get(made):
+            found.append(f"{name} was {get(recorded)} and is {get(made)}")
     return found
+
+
+_CAUSES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "version": lambda result: result.get("version"),
+    "teacher": lambda result: result.get("teacher"),
+    "the second stage's teacher": lambda result: (result.get("refine") or {}).get("teacher"),
+    "machine": lambda result: result.get("machine"),
+}

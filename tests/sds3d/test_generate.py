@@ -357,11 +357,14 @@ def test_a_run_goes_on_with_images_of_its_size_and_says_where_the_dtype_is_anoth
     assert anew.result["teacher"]["image_size"] == 256
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_too_little_memory_is_said_with_how_to_go_on(
-    config: GenerateConfig, fakes: SimpleNamespace
+    device: str, config: GenerateConfig, fakes: SimpleNamespace
 ) -> None:
     def exhausted(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if device == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        torch.empty(2**46)  # torch's own refusal
 
     parts = fakes.make_parts()
     with pytest.raises(TooLittleMemory) as caught:
@@ -482,6 +485,17 @@ def test_files_that_only_one_result_has_are_named() -> None:
     recorded = {"files": {"a": "1", "b": "2"}}
     assert differences(recorded, {"files": {"a": "1", "b": "2"}}) == []
     assert differences(recorded, {"files": {"a": "1", "c": "3"}}) == ["b was not made", "c is new"]
+
+
+def test_another_second_teacher_is_named_as_what_may_have_caused_a_difference() -> None:
+    def result(sha256: str, file: str) -> dict[str, Any]:
+        return {"files": {"a": file}, "refine": {"teacher": {"weights_sha256": sha256}}}
+
+    assert differences(result("x", "1"), result("x", "2")) == ["a differs from the recorded one"]
+    _, cause = differences(result("x", "1"), result("y", "2"))
+    assert cause.startswith("the second stage's teacher was {'weights_sha256': 'x'} and is {")
+    (*_, gone) = differences(result("x", "1"), {"files": {"a": "2"}, "refine": None})
+    assert gone.endswith("and is None")
 
 
 def test_reproducing_never_writes_over_the_original(
