@@ -198,16 +198,17 @@ def test_public_names_exist_and_none_is_left_out() -> None:
 
 
 def _attributes_read(tree: ast.AST) -> set[str]:
-    """The names read as attributes, except in validation: a check is not a use."""
+    """The names read as attributes, except where a class checks itself: that is not a use."""
     read: set[str] = set()
     pending = [tree]
     while pending:
         node = pending.pop()
-        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
-            continue
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             read.add(node.attr)
-        pending.extend(ast.iter_child_nodes(node))
+        for child in ast.iter_child_nodes(node):
+            of_class = isinstance(node, ast.ClassDef) and isinstance(child, ast.FunctionDef)
+            if not (of_class and child.name.startswith(("__post_init__", "_check"))):
+                pending.append(child)
     return read
 
 

@@ -32,13 +32,28 @@ from sds3d.view_prompts import view_texts
 from sds3d.views import Views, ring
 
 SIZE = 12
-METHODS = ("sds", "sjc", "csd", "ism", "sdi", "nfsd", "reconstruction", "hifa", "cds")
+METHODS = ("sds", "sjc", "csd", "ism", "sdi", "nfsd", "reconstruction", "hifa", "cds", "vsd")
 
 
 def embedding(text: str) -> Tensor:
     """Another [1, 3] for every text; 0 for none."""
     digest = hashlib.sha256(text.encode()).digest()
     return torch.tensor([[byte / 255 - 0.5 for byte in digest[:3]]]) * bool(text)
+
+
+class Learner:
+    """A teacher's learning twin that has learned nothing: of one colour, whatever is asked."""
+
+    def __init__(self, teacher: "GaussianTeacher") -> None:
+        self.teacher = teacher
+        self.schedule = teacher.schedule
+        self.trainable = {"colour": nn.Parameter(torch.full((1, 3, 1, 1), 0.1))}
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        assert cond is not None
+        self.teacher.cameras.append(cond.camera)
+        x0 = self.trainable["colour"].expand_as(x_t)
+        return Prediction.from_x0(x0, x_t, t, self.schedule)
 
 
 @dataclass
@@ -70,6 +85,9 @@ class GaussianTeacher:
         alpha, sigma = per_sample(1 - t, x_t), per_sample(t, x_t)
         gain = alpha * 0.2 / (alpha.square() * 0.2 + sigma.square())
         return Prediction.from_x0(mean + gain * (x_t - alpha * mean), x_t, t, self.schedule)
+
+    def adapt(self, rank: int, generator: torch.Generator) -> Learner:
+        return Learner(self)
 
 
 def options(**changed: Any) -> OptimizeConfig:
