@@ -50,10 +50,11 @@ class Export:
 class Doctor:
     """Say what this machine has and what is missing; exit code 1 if sds3d cannot run."""
 
-    teacher: str = "toybox"
-    """The teacher whose weights are looked at."""
+    teacher: str = ""
+    """The teacher whose weights are looked at; left out, it is the preset's."""
     preset: PresetName | None = None
-    """The preset whose step is counted with that teacher; left out, a published recipe for it."""
+    """The preset whose steps are counted with that teacher, a second stage's with its own; left
+    out, the largest of the published recipes for it."""
     json: JsonFlag = False
 
 
