@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -246,15 +246,18 @@ def unet_of_sd21(device: torch.device) -> Callable[[Tensor], Tensor]:
     """A UNet of Stable Diffusion 2.1's shape, of random weights, asked twice as guidance does."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    # The library's signature says less than it takes: a number of heads for each level.
+    heads: Any = (5, 10, 20, 20)
     with torch.device(device):
         unet = UNet2DConditionModel(
             sample_size=64,
             block_out_channels=(320, 640, 1280, 1280),
             cross_attention_dim=1024,
-            attention_head_dim=(5, 10, 20, 20),
+            attention_head_dim=heads,
             use_linear_projection=True,
         )
-    unet = unet.to(torch.float16).requires_grad_(False).eval()
+    nn.Module.to(unet, dtype=torch.float16)
+    unet.requires_grad_(False).eval()
     text = torch.randn(2, 77, 1024, device=device, dtype=torch.float16)
     time_step = torch.tensor(500, device=device)
 

@@ -329,7 +329,8 @@ def main() -> int:
         return error.exit_code
     pace = read_pace(config.work)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(rows, config.prompts).save(config.out, optimize=True)
+    shown: dict[str, list[Made | None]] = {**rows}
+    sheet(shown, config.prompts).save(config.out, optimize=True)
     run_steps = PRESETS[config.preset].optimize.steps
     part = f"{described(config, teacher.weights_sha256, pace)}\n\n{table(rows, pace, run_steps)}"
     write_part(config.page, "meshes", part)

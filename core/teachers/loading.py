@@ -108,7 +108,8 @@ def _outline(folder: TeacherFolder, name: str, kind: type[ModelT], dtype: torch.
         raise_shortage(error)
         raise _damaged(folder, name, error) from error
     freeze(model)
-    return nn.Module.to(model, dtype=dtype)
+    nn.Module.to(model, dtype=dtype)
+    return model
 
 
 def load_tokenizer(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from nerf.sampling import intersect_aabb, march_reference
 from nerf.shading import Lambertian
 
 CUBE = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
-EXACT = {"transmittance_threshold": 0.0, "alpha_threshold": 0.0}
+EXACT: dict[str, Any] = {"transmittance_threshold": 0.0, "alpha_threshold": 0.0}
 
 
 class Medium:
