@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
@@ -88,6 +87,7 @@ class PretrainedTeacher(ABC):
         self._text_encoders: dict[str, PreTrainedModel] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._empty: Conditioning | None = None
+        self._weights_sha256: str | None = None
 
     @classmethod
     def load(
@@ -115,10 +115,12 @@ class PretrainedTeacher(ABC):
         dtype = choose_dtype(options.dtype, torch.device(device), cls.published_dtype)
         return next(name for name, known in DTYPES.items() if known is dtype)
 
-    @cached_property
+    @property
     def weights_sha256(self) -> str:
         """One SHA-256 over all files that it is read from."""
-        return self.folder.sha256()
+        if self._weights_sha256 is None:
+            self._weights_sha256 = self.folder.sha256()
+        return self._weights_sha256
 
     @property
     @abstractmethod

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 DTypeName = Literal["auto", "float64", "float32", "bfloat16", "float16"]
-DTYPES: dict[str, torch.dtype] = {
+DTYPES: dict[DTypeName, torch.dtype] = {
     "float64": torch.float64,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,

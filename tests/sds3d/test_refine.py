@@ -340,7 +340,8 @@ def test_a_second_teacher_that_cannot_serve_is_refused_before_the_first_is_loade
 
 
 def test_the_second_stage_of_a_loaded_teacher_still_reads_its_own(tmp_path: Path) -> None:
-    first, second = Painter(), Painter()
+    first: Any = Painter()
+    second = Painter()
     asked: list[tuple[str, str]] = []
 
     def load(name: str, device: str) -> Painter:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -17,13 +18,14 @@ from core.teachers.folder import TeacherFolder
 from core.teachers.pretrained import PretrainedTeacher
 from core.teachers.stable_diffusion import StableDiffusionTeacher
 from core.teachers.teacher import noise_shape
-from sds3d import cli, doctor, teachers
+from sds3d import cli, doctor, step_memory, teachers
 from sds3d.embedded_guidance import check_embedded
 from sds3d.errors import ConfigError, TeacherError
 from sds3d.optimize import Optimization, StepClock
 from sds3d.optimize_config import OptimizeConfig
 from sds3d.presets import generate_config
 from sds3d.preview import PreviewConfig, draw_views
+from sds3d.step_memory import StepMemory
 from sds3d.user_config import UserConfig, config_path, read_user_config
 from sds3d.view_prompts import VIEW_NAMES, ViewPrompts
 from sds3d.views import Views
@@ -54,7 +56,7 @@ def test_a_folder_says_what_it_is(name: str, tiny_folder: Callable[[str], Path])
     assert (frames[0] != frames[2]).any()  # front and back are asked for by their prompts
 
 
-@pytest.mark.parametrize("name", ["sdxl", "if"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_loop_moves_a_field_by_a_teacher_of_latents_or_pixels(
     name: str, tiny_folder: Callable[[str], Path]
 ) -> None:
@@ -186,7 +188,79 @@ def test_every_kind_that_is_let_in_has_its_class() -> None:
     for kind in set(teachers.KINDS) - {"ToyboxTeacher", "GuidedToyboxTeacher"}:
         folder = TeacherFolder(path=Path(), class_name=kind, index={}, components=())
         teachers.require_kind(folder)
-        assert issubclass(teachers.family(folder), PretrainedTeacher)
+        assert issubclass(family := teachers.family(folder), PretrainedTeacher)
+        assert teachers.JOINED_VIEWS.get(kind, 1) == getattr(family, "views_per_object", 1)
+    assert set(teachers.JOINED_VIEWS) <= set(teachers.KINDS)
+
+
+def test_the_doctor_fetches_nothing_and_an_error_without_words_is_still_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def snapshot_download(_: str, *, local_files_only: bool, **__: Any) -> str:
+        asked.append(local_files_only)
+        raise RuntimeError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    settings("allow_download = true\n")
+    for preset in (None, "csd"):
+        found = doctor.teacher_findings("sdxl", preset)
+        assert {finding.status for finding in found} == {"problem"}
+        assert "let sds3d generate fetch them" in found[0].text
+    with pytest.raises(TeacherError):
+        teachers.outline_teacher("sdxl", "cpu", fetch=False)
+    assert asked == [True] * 4
+    with pytest.raises(TeacherError, match=r"cannot be had \(RuntimeError\)"):
+        teachers.load_teacher("sdxl", "cpu")
+    assert asked[-1] is False
+
+
+def test_the_doctor_looks_at_a_second_stages_teacher_as_well(
+    home: Path, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[OptimizeConfig] = []
+
+    def needs(_: object, options: OptimizeConfig) -> StepMemory:
+        asked.append(options)
+        return StepMemory(weights=1, peak=2)
+
+    monkeypatch.setattr(step_memory, "step_memory", needs)
+    first = str(tiny_folder("if"))
+    found = {finding.name: finding for finding in doctor.teacher_findings(first, "csd")}
+    assert found["teacher step"].status == "ok"
+    assert found["second teacher sd21"].status == "problem"
+    assert "hf download" in found["second teacher sd21"].text
+    folder = Path(shutil.copytree(tiny_folder("sd-eps"), home / "second"))
+    settings(f"[teachers]\nsd21 = {json.dumps(str(folder))}\n")
+    found = {finding.name: finding for finding in doctor.teacher_findings(first, "csd")}
+    assert all(finding.status == "ok" for finding in found.values())
+    assert "UNet2DConditionModel" in found["second teacher unet"].text
+    assert "the second stage of --preset csd (csd, 1 view" in found["second teacher step"].text
+    assert (asked[-3].perp_neg, asked[-1].perp_neg) == (True, False)  # the first stage's, its own
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    found = {finding.name: finding for finding in doctor.teacher_findings(first, "csd")}
+    assert found["second teacher vae"].status == "problem"
+    # Where it is the first one's, or the preset is not asked for, there is none to look at.
+    assert not any(f.name.startswith("second") for f in doctor.teacher_findings(first, "magic3d"))
+    assert not any(f.name.startswith("second") for f in doctor.teacher_findings(first))
+
+
+def test_without_a_preset_the_doctor_counts_the_largest_of_a_teachers_recipes(
+    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    def needs(_: object, options: OptimizeConfig) -> StepMemory:
+        counted.append(options.method)
+        return StepMemory(weights=1, peak=2**20 * (3 - options.latent) * options.views_per_step)
+
+    monkeypatch.setattr(step_memory, "step_memory", needs)
+    settings(f"[teachers]\nsd21 = {json.dumps(str(tiny_folder('sd-eps')))}\n")
+    found = {finding.name: finding for finding in doctor.teacher_findings("sd21")}
+    # Not the first one, which is sjc's, in latents.
+    assert "--preset luciddreamer (ism, 4 views" in found["teacher step"].text
+    assert counted[:5] == ["sjc", "sds", "vsd", "ism", "sdi"]
 
 
 def test_embedded_guidance_is_a_flag_that_reaches_every_prompt(
@@ -198,7 +272,7 @@ def test_embedded_guidance_is_a_flag_that_reaches_every_prompt(
     settings("[teacher]\nimage_size = 16\n")
     teacher = teachers.load_teacher(str(tiny_folder("flux-dev")), "cpu")
 
-    def conditionings(**changed: float) -> list[Conditioning]:
+    def conditionings(**changed: Any) -> list[Conditioning]:
         options = OptimizeConfig(method="nfsd", view_prompts="interpolated", **changed)
         config = generate_config(prompt="a mug", device="cpu", optimize=options)
         found = Optimization(config, teacher).supervision
