@@ -68,7 +68,9 @@ PUBLIC = {
     },
     "core.distillation.field.mean_flow": {"MeanFlow"},
     "core.distillation.field.velocity_student": {"VelocityStudent"},
+    "core.distillation.field.counted_students": {"CountedStudents"},
     "core.distillation.field.progressive": {
+        "require_x0",
         "ProgressiveDistillation",
         "inherit_weights",
         "truncated_snr",
@@ -87,7 +89,11 @@ PUBLIC = {
     "core.distillation.generator.diff_instruct": {"DiffInstruct"},
     "core.distillation.generator.dmd": {"DMD"},
     "core.distillation.generator.dmd2": {"DMD2"},
-    "core.distillation.generator.fake_score": {"FakeScoreDistillation", "denoiser_from_teacher"},
+    "core.distillation.generator.fake_score": {
+        "DenoiserGenerator",
+        "FakeScoreDistillation",
+        "denoiser_from_teacher",
+    },
     "core.distillation.generator.ladd": {
         "LADD",
         "TeacherFeatures",
@@ -160,6 +166,7 @@ PUBLIC = {
     },
     "core.mixture": {"GaussianMixture", "MixtureDenoiser", "NoisedMixture"},
     "core.networks": {"MLP", "Network"},
+    "core.out_of_memory": {"is_out_of_memory", "raise_shortage"},
     "core.prediction": {"Parametrisation", "Prediction"},
     "core.schedule": {
         "CosineSchedule",
@@ -200,6 +207,7 @@ PUBLIC = {
     "core.solvers.extended_analytic_dpm": {
         "ExtendedAnalyticDPM",
         "SecondMoment",
+        "SecondMomentTraining",
         "second_moment_loss",
     },
     "core.solvers.ggdm": {"GGDM", "SearchConfig", "kernel_distance", "search_sampler"},

@@ -103,6 +103,7 @@ class DMD2(DMD):
             loss=self.critic_loss,
             learning_rate=self.fake_learning_rate,
             updates=self.fake_updates,
+            betas=self.betas,
         )
         return {"critic": critic, **super().players()}
 
