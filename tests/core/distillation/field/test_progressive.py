@@ -41,7 +41,8 @@ def test_one_step_on_the_target_lands_where_two_did(
     once = ddim_step(Prediction.from_x0(target, x, t, schedule), 0.6 * t)
     middle = ddim_step(ground.teacher(x, t), 0.8 * t)
     twice = ddim_step(ground.teacher(middle, 0.8 * t), 0.6 * t)
-    torch.testing.assert_close(once, twice, rtol=0, atol=2e-15)
+    # Up to the last bit, which of x between 2 and 4 is worth 4.4e-16.
+    torch.testing.assert_close(once, twice, rtol=0, atol=1e-15)
     assert float((once - ddim_step(ground.teacher(x, t), 0.6 * t)).abs().max()) > 0.01
 
 

@@ -86,7 +86,7 @@ def test_expectation_is_the_gradient_of_the_weighted_kl(
         kl = kl_gradient_1d(mixture_1d, schedule, x, t)
         expected = weight * (sigma / alpha) ** 2 * kl
         computed = expected_gradient(sds, torch.tensor([x], dtype=torch.float64), t, 160)
-        assert computed.item() == pytest.approx(expected, abs=1e-9)
+        assert computed.item() == pytest.approx(expected, abs=1e-10)
         assert abs(expected) > 1e-3
 
 
@@ -104,7 +104,7 @@ def test_expectation_in_two_dimensions(mixture_2d: GaussianMixture) -> None:
     kl_gradient = -(alpha / sigma) * ((weights * log_density) @ eps)
     sds = SDS(MixtureDenoiser(mixture_2d, schedule))
     computed = expected_gradient(sds, x, 0.6, 60)
-    torch.testing.assert_close(computed, (sigma / alpha) ** 2 * kl_gradient, rtol=0, atol=1e-8)
+    torch.testing.assert_close(computed, (sigma / alpha) ** 2 * kl_gradient, rtol=0, atol=1e-10)
     assert bool((computed.abs() > 1e-3).all())
 
 
