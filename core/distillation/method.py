@@ -56,8 +56,6 @@ class Needs(Enum):
     DATA = "training data"
     LABELS = "class labels"
     CLASSIFIER = "a classifier"
-    DISCRETE = "a discrete schedule"
-    FLOW = "the flow schedule"
     CLOUDS = "point clouds"
 
 

@@ -37,7 +37,7 @@ from core.distillation.generator.particle_vsd import ParticleVSD
 from core.distillation.generator.sds_generator import SDSGenerator
 from core.distillation.generator.sid import SiD
 from core.distillation.generator.ufogen import UFOGen
-from core.distillation.method import Distillation, Needs
+from core.distillation.method import Distillation, MethodCard, Needs
 
 from ..errors import BadInput, ConfigError
 from .grounds import NamedGround
@@ -150,6 +150,7 @@ def table() -> str:
             nfe = "/".join(map(str, card.nfe))
             lines.append(f"  {card.name:<20}{card.title}")
             lines.append(f"  {'':<20}{card.student.value}, NFE {nfe}, needs {needs}")
+            lines.append(f"  {'':<20}teacher: {teacher_form(card)}")
             lines.append(f"  {'':<20}{card.reference}: {card.idea}")
     for family in dict.fromkeys(sampler.family for sampler in SAMPLERS):
         lines.append(family)
@@ -159,6 +160,19 @@ def table() -> str:
             lines.append(f"  {'':<24}order {sampler.order}; calls in a step: {sampler.calls}")
             lines.append(f"  {'':<24}{sampler.reference}: {sampler.idea}")
     return "\n".join(lines)
+
+
+def teacher_form(card: MethodCard) -> str:
+    """What the card's `needs` say of the teacher, in words.
+
+    All methods ask at any time between 0 and 1. A teacher that was trained on whole timesteps
+    answers between them too (core.schedule.from_diffusers), so that none needs a discrete one.
+    """
+    if Needs.TEACHER not in card.needs:
+        return "none, learns from data"
+    told = "told classes" if Needs.LABELS in card.needs else "with or without classes"
+    judge = ", with a classifier beside it" if Needs.CLASSIFIER in card.needs else ""
+    return f"of continuous time, {told}{judge}"
 
 
 def card_as_dict(method: type[Distillation]) -> dict[str, Any]:
@@ -173,6 +187,7 @@ def card_as_dict(method: type[Distillation]) -> dict[str, Any]:
         "family": card.family.value,
         "student": card.student.value,
         "needs": sorted(need.value for need in card.needs),
+        "teacher": teacher_form(card),
         "nfe": list(card.nfe),
         # Methods whose student is made for one number of steps say so by taking it.
         "makes_nfe": "nfe" in inspect.signature(method).parameters,

@@ -46,7 +46,7 @@ class ClassifierFeatureDistillation(ProgressiveDistillation):
     Progressive distillation whose x~ and x0 are compared through a classifier's features h,
     the target's sharpened by tau < 1. The regularisers read the classifier's logits of the
     student: dataset_weight [(1 - beta) (-H(mean p)) + beta mean H(p)], each draw sure of its
-    class and all classes drawn.
+    class and all classes drawn. They are off by default (dataset_weight 0).
 
     What h does not see is not trained: a saturated classifier lets samples drift outward. And
     where h is linear, sharpening is a shift of its own: the loss is zero at x0 = x~ / tau.
@@ -61,7 +61,7 @@ class ClassifierFeatureDistillation(ProgressiveDistillation):
         nfe=(1, 2, 4, 8),
         reference="arXiv 2211.12039",
         idea="Compare what student and teacher make by what a classifier sees in it.",
-        equation="KL(softmax h(x~)/tau || softmax h(D(x_t))) + entropy + diversity",
+        equation="KL(softmax h(x~)/tau || softmax h(D(x_t))) + w (entropy + diversity), w = 0",
     )
 
     def __init__(
