@@ -6,6 +6,7 @@ and goes on with the rest, and several machines may each work on a shard of one 
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +15,14 @@ from typing import Protocol
 
 from sds3d.atomic import make_writable_folder
 from sds3d.batch.config import BatchConfig
+from sds3d.batch.disk import DiskWatch
 from sds3d.batch.prompts import Line, PromptList, read_prompts
 from sds3d.batch.report import Report, Row
 from sds3d.errors import Interrupted, quoted
 from sds3d.events import Item, Listener, Summary, Warning, ignore_event
-from sds3d.jobs.errors import WorkersFail
+from sds3d.jobs.errors import DiskLow, WorkersFail
 from sds3d.jobs.job import Job
-from sds3d.jobs.limits import LimitsConfig
+from sds3d.jobs.limits import LimitsConfig, check_disk
 from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import ACTIVE, FINISHED, State
@@ -62,7 +64,8 @@ def run_batch(
     """Work off the list of `config`; returns the summary, its page and log written.
 
     The workers are processes that run `command`, or on a Ray cluster actors with what `make_bench`
-    makes. Raises BadInput before anything is started, WorkersFail where no worker comes up,
+    makes. Where the disk has no room the items wait for it; they count as failed when that takes
+    too long. Raises BadInput before anything is started, WorkersFail where no worker comes up,
     BatchInterrupted when `should_stop` says yes.
     """
     prompts = read_prompts(config)
@@ -136,6 +139,7 @@ class _Batch:
         self._waiting = {self._submit(line).id: line for line in lines}
         self._total = len(lines)
         self._computed = 0
+        self._disk = DiskWatch(lambda: check_disk(config.out, service.limits), on_event)
 
     def _submit(self, line: Line) -> Job:
         return self._service.submit(
@@ -147,6 +151,7 @@ class _Batch:
     def run(
         self, should_stop: Callable[[], bool], make_workers: Callable[[int], Workers]
     ) -> Summary:
+        no_room: DiskLow | None = None
         with make_workers(max(1, min(self._config.workers, self._total))) as workers:
             if self._waiting:
                 workers.start()
@@ -154,10 +159,14 @@ class _Batch:
                 self._report_finished()
                 if workers.trouble is not None:
                     raise WorkersFail(_with_log(workers))
+                if (no_room := self._look_at_the_disk()) is not None:
+                    break
                 time.sleep(TEND_SECONDS)
                 workers.tend()
-        stopped = bool(self._waiting)
+        stopped = bool(self._waiting) and no_room is None
         self._report_finished()
+        if no_room is not None:
+            self._fail_the_rest(no_room)
         summary = self._finish()
         if stopped and self._waiting:
             raise BatchInterrupted(self._config.out)
@@ -171,22 +180,36 @@ class _Batch:
                 continue
             outcome = _outcome(job)
             self._computed += outcome != "skipped"
-            done = self._total - len(self._waiting)
-            row = Row.of(line, job, outcome)
-            self._report.add(row)
-            self._on_event(
-                Item(
-                    line=line.number,
-                    prompt=line.config.prompt,
-                    outcome=outcome,
-                    folder=self._service.folder(job),
-                    seconds=job.seconds,
-                    reason=job.reason,
-                    done=done,
-                    total=self._total,
-                    eta_seconds=self._eta(),
-                )
+            self._tell(line, job, outcome)
+
+    def _tell(self, line: Line, job: Job, outcome: str) -> None:
+        self._report.add(Row.of(line, job, outcome))
+        self._on_event(
+            Item(
+                line=line.number,
+                prompt=line.config.prompt,
+                outcome=outcome,
+                folder=self._service.folder(job),
+                seconds=job.seconds,
+                reason=job.reason,
+                done=self._total - len(self._waiting),
+                total=self._total,
+                eta_seconds=self._eta(),
             )
+        )
+
+    def _look_at_the_disk(self) -> DiskLow | None:
+        queued = self._service.store.count((State.QUEUED,))
+        return self._disk.hopeless(queued, lambda: self._service.jobs(ACTIVE))
+
+    def _fail_the_rest(self, error: DiskLow) -> None:
+        """What was begun has its checkpoint, and the same command goes on with all of it."""
+        reason = f"{error.shortage}: delete something, then give the same command again"
+        for job_id in list(self._waiting):
+            line = self._waiting.pop(job_id)
+            job = self._service.get(job_id)
+            job = dataclasses.replace(job, error=DiskLow.__name__, reason=reason)
+            self._tell(line, job, "failed")
 
     def _eta(self) -> float | None:
         """From the pace of what was computed, the progress of what is being computed included."""

@@ -29,7 +29,14 @@ class QueueFull(LimitExceeded):
 
 
 class DiskLow(LimitExceeded):
-    """Too little space is left for another run."""
+    """Too little space is left for another run; `shortage` says how little, and no remedy."""
+
+    def __init__(self, free_bytes: int, needed_bytes: int) -> None:
+        self.shortage = (
+            f"only {free_bytes / 2**20:.0f} MiB are free for runs and "
+            f"{needed_bytes / 2**20:.0f} MiB are needed"
+        )
+        super().__init__(f"{self.shortage}: delete some runs, then try again")
 
 
 class StoreError(Sds3dError):

@@ -81,18 +81,21 @@ def discard_unshared(
         store.forget_folder(job_id, folder)
 
 
-def discard_begun(store: Store, out: Path, job: Job, begun: str | None) -> None:
+def discard_begun(
+    store: Store, out: Path, job: Job, begun: str | None, *, made_now: bool = False
+) -> None:
     """Remove what `job` had begun when it was cancelled, the folder `begun` last.
 
-    Nothing that is finished goes, nothing of another job, and where a continuation was taken back
-    nothing of what the job is again.
+    Nothing goes that was finished before (with `made_now`, `begun` was not), nothing of another
+    job, and where a continuation was taken back nothing of what the job is again.
     """
     if job.state is State.CANCELLED:
         folders = store.folders_of(job.id)
     else:
         folders = [] if begun is None or begun == job.folder else [begun]
     for folder in folders:
-        discard_unshared(store, out, job.id, folder, keep_finished=True)
+        keep_finished = not (made_now and folder == begun)
+        discard_unshared(store, out, job.id, folder, keep_finished=keep_finished)
 
 
 def discard(path: Path, *, keep_finished: bool) -> bool:

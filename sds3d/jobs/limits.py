@@ -147,7 +147,4 @@ def check_disk(folder: Path, limits: LimitsConfig) -> None:
     except OSError as error:
         raise output_error(error, folder) from error
     if free < limits.min_free_bytes:
-        raise DiskLow(
-            f"only {free / 2**20:.0f} MiB are free for runs and "
-            f"{limits.min_free_bytes / 2**20:.0f} MiB are needed: delete some runs, then try again"
-        )
+        raise DiskLow(free, limits.min_free_bytes)

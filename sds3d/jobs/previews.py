@@ -90,12 +90,18 @@ class Previewer:
             raise output_error(error, self.folder) from error
         cost = self._ration.now() - started
         self._ration.count(cost, is_typical=self._is_warm)
-        # A picture that comes less often than every other time is better a smaller one.
-        slow = self._is_warm and cost > 2 * self._ration.share * self._ration.seconds
-        if slow and len(self._sides) > 1:
-            self._sides.pop(0)
+        if self._is_warm:
+            self._shrink(cost)
         self._is_warm = True
         self._taken(path)
+
+    def _shrink(self, cost: float) -> None:
+        """Take smaller pictures from now on where those of this cost would come more rarely."""
+        affordable = self._ration.share * self._ration.seconds
+        side = self._sides[0]
+        # By the pixels: what costs the same at every size makes it only dearer.
+        while len(self._sides) > 1 and cost * (self._sides[0] / side) ** 2 > affordable:
+            self._sides.pop(0)
 
 
 def _pixels(loop: Optimization, side: int) -> np.ndarray:

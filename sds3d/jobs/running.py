@@ -33,7 +33,7 @@ from sds3d.generate import (
     standard_parts,
     with_loaded,
 )
-from sds3d.jobs.errors import StoreError
+from sds3d.jobs.errors import DiskLow, StoreError
 from sds3d.jobs.folders import carry_over, discard_begun
 from sds3d.jobs.job import Job
 from sds3d.jobs.journal import Journal
@@ -45,6 +45,11 @@ from sds3d.jobs.store import Store
 from sds3d.jobs.watch import Watch
 
 LOCKED_WAIT_SECONDS = 2.0
+
+
+def disk_reason(error: DiskLow) -> str:
+    """Why a job waits that has no room on the disk, for its user."""
+    return f"waits for disk space: {error.shortage}; delete some runs, and it goes on by itself"
 
 
 class Bench:
@@ -113,6 +118,8 @@ class Running:
         self._weights_sha256 = ""
         self._computed = False
         self._stage = "teacher"
+        self.waits_for_disk = False
+        """Whether the job is in the queue again because the disk has no room for a run."""
 
     def run(self) -> None:
         """Work on the job and say in the store how it ended. Raises StoreError alone."""
@@ -123,6 +130,10 @@ class Running:
             raise
         except Interrupted:
             self._interrupted()
+        except DiskLow as error:
+            # No fault of this job's, and the next one would find the same.
+            self.waits_for_disk = True
+            self._store.release(self.job.id, self._worker, reason=disk_reason(error))
         except RunLocked as error:
             self._store.release(
                 self.job.id, self._worker, wait_seconds=LOCKED_WAIT_SECONDS, reason=str(error)
@@ -148,6 +159,8 @@ class Running:
 
     def _generate(self) -> Generated:
         config = self._config()
+        if self._watch.must_stop():
+            raise Interrupted(self._out)
         check_disk(self._out, self._bench.limits)
         parts, teacher = self._bench.parts(config.teacher, config.device, self._hear)
         self._weights_sha256 = teacher.weights_sha256
@@ -211,9 +224,7 @@ class Running:
     def _made(self, generated: Generated) -> None:
         result = generated.result
         done = made_every_step(result, self._config())
-        self._store.finish(
-            self.job.id,
-            self._worker,
+        self._finish(
             State.DONE if done else State.STOPPED,
             step=result["steps"],
             reused=not self._computed,
@@ -227,16 +238,14 @@ class Running:
         if self._watch.request is Request.CANCEL:
             self.cancel()
         elif self._watch.timed_out:
-            self._store.finish(
-                self.job.id,
-                self._worker,
+            self._finish(
                 State.FAILED,
                 error="Timeout",
                 reason=f"it took longer than {self.job.timeout_seconds:g} s: allow more time, "
                 "or take fewer steps; it goes on from its checkpoint",
             )
         elif self._watch.paused:
-            self._store.finish(self.job.id, self._worker, State.STOPPED, error=None, reason=None)
+            self._finish(State.STOPPED, error=None, reason=None)
         else:
             self._store.release(self.job.id, self._worker)
 
@@ -245,12 +254,16 @@ class Running:
         row = self._store.cancel(self.job.id, self._worker)
         if row is not None:
             begun = None if self._folder is None else self._folder.name
-            discard_begun(self._store, self._out, row, begun)
+            discard_begun(self._store, self._out, row, begun, made_now=self._computed)
+
+    def _finish(self, state: State, **values: Any) -> None:
+        """Say how the job ended, unless it was to be cancelled meanwhile: then it is."""
+        if self._store.finish(self.job.id, self._worker, state, **values) is None:
+            # Where it is another worker's now, this does nothing either.
+            self.cancel()
 
     def _end(self, state: State, error: Sds3dError) -> None:
-        self._store.finish(
-            self.job.id, self._worker, state, error=type(error).__name__, reason=str(error)
-        )
+        self._finish(state, error=type(error).__name__, reason=str(error))
 
     def _count_failure(self, error: Exception) -> None:
         self._store.count_failure(
@@ -272,9 +285,7 @@ class Running:
         together = self._bench.views_together() if options.optimize.camera_conditioning else 1
         lower = next_rung(options, stage=self._stage, together=together)
         if lower is None:
-            self._store.finish(
-                self.job.id,
-                self._worker,
+            self._finish(
                 State.FAILED,
                 error="OutOfMemory",
                 reason="memory does not suffice even for the smallest form of this run: "

@@ -158,14 +158,17 @@ class Store(StoreReader):
         return self._update(where, (job_id, worker), **values)
 
     def finish(self, job_id: str, worker: str, state: State, **values: Any) -> Job | None:
-        """Put an active job into a finished state as its worker; None where it no longer is."""
+        """Put an active job into a finished state as its worker.
+
+        None where it no longer is, and where the job is to be cancelled: `cancel` ends it then.
+        """
         if state not in FINISHED:
             raise ValueError(f"{state} is not an end")
         return self._move(
             job_id,
             ACTIVE,
             state,
-            where="worker = ?",
+            where="worker = ? AND request IS NOT 'cancel'",
             given=(worker,),
             **{
                 "worker": None,

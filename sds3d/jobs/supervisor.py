@@ -55,6 +55,8 @@ class _Slot:
     changed_at: float = 0.0
     killed_because: str | None = None
     timed_out: bool = False
+    claim: tuple[str, float | None] | None = None
+    claimed_at: float = 0.0
 
 
 class Supervisor:
@@ -182,7 +184,7 @@ class Supervisor:
     def _spawn(self, slot: _Slot) -> None:
         slot.name = f"worker-{secrets.token_hex(4)}"
         slot.spawned_at = slot.changed_at = self._now()
-        slot.last_beat = None
+        slot.last_beat = slot.claim = None
         slot.killed_because, slot.timed_out = None, False
         command = [*self._command, "--store", str(self.store.path), "--out", str(self.out)]
         command += ["--name", slot.name, "--parent", str(os.getpid())]
@@ -228,9 +230,13 @@ class Supervisor:
 
     def _look_at_the_clock(self, slot: _Slot) -> None:
         job = self.store.active_of(slot.name)
-        if job is None or job.timeout_seconds is None or job.started is None:
+        if job is None or job.timeout_seconds is None:
+            slot.claim = None
             return
-        if time.time() - job.started > job.timeout_seconds + OVERTIME_SECONDS:
+        if slot.claim != (job.id, job.started):
+            # From when we saw it, not the row's own time: a clock may be set, a laptop sleep.
+            slot.claim, slot.claimed_at = (job.id, job.started), self._now()
+        if self._now() - slot.claimed_at > job.timeout_seconds + OVERTIME_SECONDS:
             slot.killed_because = f"its job took longer than {job.timeout_seconds:g} s"
             slot.timed_out = True
 

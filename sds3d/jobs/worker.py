@@ -24,6 +24,8 @@ from sds3d.signals import Stop
 
 HEARTBEAT_SECONDS = 1.0
 IDLE_SECONDS = 0.2
+DISK_WAIT_SECONDS = 5.0
+"""Between two looks whether the disk has room again."""
 
 
 class Worker:
@@ -47,6 +49,7 @@ class Worker:
         self._heartbeat_seconds = heartbeat_seconds
         self._is_orphaned = is_orphaned
         self._orphaned = False
+        self._waits_for_disk = False
 
     def run(
         self, must_end: Callable[[], bool] = lambda: False, *, until_idle: bool = False
@@ -62,6 +65,8 @@ class Worker:
                     if until_idle:
                         return
                     time.sleep(IDLE_SECONDS)
+                elif self._waits_for_disk:
+                    self._pause(ends)
 
     def run_next(self, must_end: Callable[[], bool] = lambda: False) -> bool:
         """Claim the first waiting job and work on it; False where none waits."""
@@ -70,17 +75,26 @@ class Worker:
             return False
         self.doing = job.id
         try:
-            Running(
+            running = Running(
                 job,
                 store=self.store,
                 out=self.out,
                 worker=self.name,
                 bench=self._bench,
                 must_end=must_end,
-            ).run()
+            )
+            running.run()
         finally:
             self.doing = "idle"
+        self._waits_for_disk = running.waits_for_disk
         return True
+
+    @staticmethod
+    def _pause(ends: Callable[[], bool]) -> None:
+        """Claim nothing for a while: whichever job it was, it would go back to the queue."""
+        until = time.monotonic() + DISK_WAIT_SECONDS
+        while time.monotonic() < until and not ends():
+            time.sleep(min(IDLE_SECONDS, DISK_WAIT_SECONDS))
 
     @contextlib.contextmanager
     def _beating(self) -> Iterator[None]:

@@ -106,7 +106,8 @@ class Trainings:
                 raise ConfigError(f"{name} is {value}: this place allows at most {most}")
         with self._lock:
             known = self._known.get(config.folder.name)
-            if known is not None and known.is_live:
+            # One that was told to stop is on its way out: the new one goes on where it ends.
+            if known is not None and known.is_live and not known.stop.is_set():
                 return known
             training = Training(config)
             if self.card(training) is not None:

@@ -299,6 +299,28 @@ def test_the_queue_has_an_end(processes: Processes, tmp_path: Path) -> None:
     trainings.close()
 
 
+def test_to_train_again_right_after_a_stop_is_no_part_of_what_was_stopped(
+    processes: Processes, tmp_path: Path
+) -> None:
+    """The process takes a moment to end; whoever asks in this moment wants another."""
+    trainings = Trainings(processes, tmp_path / "students")
+    config = DistillConfig(method="hangs", steps=4, picture_every=1.0, out=trainings.out)
+    first = trainings.submit(config)
+    _until(lambda: first.state == "training")
+    assert trainings.submit(config) is first
+    first.stop.set()
+    again = trainings.submit(config)
+    assert again is not first
+    assert trainings.submit(config) is again
+    assert trainings.get(first.key) is again
+    _until(lambda: again.state == "training")
+    assert first.state == "failed"
+    assert not again.stop.is_set()
+    again.stop.set()
+    _until(lambda: not again.is_live)
+    trainings.close()
+
+
 def test_a_command_that_hangs_is_ended(processes: Processes, tmp_path: Path) -> None:
     words = ["distill", "hangs", "--teacher", "mixture", "--steps", "4", "--nfe", "1"]
     words += ["--batch", "8", "--learning-rate", "0.001", "--picture-every", "1"]

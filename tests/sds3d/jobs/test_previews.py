@@ -120,4 +120,37 @@ def test_pictures_that_are_slow_become_smaller(
         now[0] += 1.0
         show(loop)
     # The first is small whatever it takes, and says nothing of the next.
-    assert sides[:5] == [SIDES[-1], *SIDES, SIDES[-1]]
+    assert sides[:4] == [SIDES[-1], SIDES[0], SIDES[-1], SIDES[-1]]
+
+
+@pytest.mark.parametrize(
+    ("cost_at_128", "side"), [(0.1, 128), (0.19, 128), (0.25, 96), (0.35, 96), (0.5, 64), (0.8, 64)]
+)
+def test_pictures_become_smaller_before_they_become_rarer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost_at_128: float, side: int
+) -> None:
+    """Each costs by its pixels; a step takes 50 ms."""
+    from sds3d.jobs import previews
+
+    taken: list[tuple[float, int]] = []
+    now, spent = [0.0], [0.0]
+
+    def draw(_: Any, side: int) -> np.ndarray:
+        cost = cost_at_128 * (side / 128) ** 2
+        now[0] += cost
+        spent[0] += cost
+        taken.append((now[0], side))
+        return np.zeros((side, side, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(previews, "_pixels", draw)
+    show = previews.Previewer(tmp_path, lambda _: None, Ration(now=lambda: now[0]))
+    loop: Any = SimpleNamespace(step=1)
+    while now[0] < 120:
+        now[0] += 0.05
+        show(loop)
+        if len(taken) > 2:
+            assert spent[0] <= 0.1 * now[0] + 1e-9
+    settled = [at for at, s in taken[3:] if s == side]
+    assert len(settled) == len(taken) - 3 > 40
+    gaps = [later - earlier for earlier, later in itertools.pairwise(settled)]
+    assert 2.0 <= min(gaps) <= max(gaps) <= 2.3

@@ -145,20 +145,69 @@ def test_a_full_queue_and_a_full_disk_are_named(
         service.submit(make_config())
 
 
-def test_a_disk_that_is_full_by_now_fails_the_job_and_not_the_worker(
+def _no_room(*_: Any) -> None:
+    raise DiskLow(2**20, 2**21)
+
+
+def test_jobs_wait_for_a_disk_that_is_full_by_now(
+    service: JobService, make_config: MakeConfig, make_worker: Any, monkeypatch: Any
+) -> None:
+    jobs = [service.submit(make_config(seed=seed)) for seed in range(3)]
+    worker = make_worker()
+    monkeypatch.setattr("sds3d.jobs.running.check_disk", _no_room)
+    for _ in range(4):
+        assert worker.run_next()
+    waiting = [service.get(job.id) for job in jobs]
+    assert {(job.state, job.failures, job.error) for job in waiting} == {(State.QUEUED, 0, None)}
+    assert waiting[0].reason == (
+        "waits for disk space: only 1 MiB are free for runs and 2 MiB are needed; "
+        "delete some runs, and it goes on by itself"
+    )
+    # Who gives up waiting may.
+    assert service.cancel(jobs[1].id).state is State.CANCELLED
+    monkeypatch.undo()
+    worker.run(until_idle=True)
+    ends = [service.get(job.id) for job in jobs]
+    assert [job.state for job in ends] == [State.DONE, State.CANCELLED, State.DONE]
+    assert [job.reason for job in ends] == [None] * 3
+
+
+def test_a_worker_looks_now_and_then_whether_the_disk_has_room_and_ends_when_told(
+    service: JobService, make_config: MakeConfig, make_worker: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("sds3d.jobs.worker.DISK_WAIT_SECONDS", 0.01)
+    looks: list[bool] = []
+
+    def check(*_: Any) -> None:
+        looks.append(True)
+        if len(looks) < 4:
+            _no_room()
+
+    monkeypatch.setattr("sds3d.jobs.running.check_disk", check)
+    job = service.submit(make_config())
+    make_worker().run(until_idle=True)
+    assert len(looks) == 4
+    assert service.get(job.id).state is State.DONE
+    # Between two looks it claims nothing, however long that is, but hears that it is to end.
+    monkeypatch.setattr("sds3d.jobs.worker.DISK_WAIT_SECONDS", 3600.0)
+    monkeypatch.setattr("sds3d.jobs.running.check_disk", _no_room)
+    jobs = [service.submit(make_config(seed=seed)) for seed in (1, 2)]
+    asked: list[bool] = []
+    make_worker().run(lambda: asked.append(True) or len(asked) > 10)
+    assert [service.get(job.id).reason is None for job in jobs] == [False, True]
+    assert {service.get(job.id).state for job in jobs} == {State.QUEUED}
+
+
+def test_a_job_that_is_to_be_cancelled_does_not_wait_for_the_disk(
     service: JobService, make_config: MakeConfig, make_worker: Any, monkeypatch: Any
 ) -> None:
     job = service.submit(make_config())
-    monkeypatch.setattr(
-        "sds3d.jobs.running.check_disk", lambda *_: (_ for _ in ()).throw(DiskLow("delete some"))
-    )
+    service.store.claim("gone")
+    service.cancel(job.id)
+    service.store.release(job.id, "gone")
+    monkeypatch.setattr("sds3d.jobs.running.check_disk", _no_room)
     make_worker().run_next()
-    failed = service.get(job.id)
-    assert (failed.state, failed.error, failed.reason) == (State.FAILED, "DiskLow", "delete some")
-    monkeypatch.undo()
-    service.continue_(job.id)
-    make_worker().run_next()
-    assert service.get(job.id).state is State.DONE
+    assert service.get(job.id).state is State.CANCELLED
 
 
 def test_what_cannot_be_is_refused_before_it_waits(

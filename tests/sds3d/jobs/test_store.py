@@ -94,12 +94,26 @@ def test_of_two_ends_of_a_job_one_wins(path: Path, store: Store, make_config: Ma
                 store.count(FINISHED)
             finished = store.finish(job.id, "w", State.DONE)
             was_asked = asked.result()
-        assert finished is not None
-        after = store.get(job.id)
-        assert after.state is State.DONE
-        assert (after.request is Request.CANCEL) == was_asked
+        # Whoever is told that the job will be cancelled is told the truth.
+        assert (finished is None) == was_asked
+        if was_asked:
+            assert store.cancel(job.id, "w") is not None
+        assert store.get(job.id).state is (State.CANCELLED if was_asked else State.DONE)
         outcomes.add(was_asked)
     assert outcomes
+
+
+def test_a_job_that_is_to_be_cancelled_does_not_end_in_another_way(
+    store: Store, make_config: MakeConfig
+) -> None:
+    for state in (State.DONE, State.STOPPED, State.FAILED):
+        job = store.submit(make_config())
+        store.claim("w")
+        store.ask(job.id, Request.CANCEL)
+        assert store.finish(job.id, "w", state) is None
+        assert store.get(job.id).state is State.STOPPING
+        assert store.cancel(job.id, "w") is not None
+        assert store.get(job.id).state is State.CANCELLED
 
 
 def test_the_queue_limit_holds_against_a_crowd(

@@ -107,6 +107,41 @@ def test_a_worker_that_hangs_past_its_jobs_time_is_ended_and_the_job_goes_on_wit
     assert service.get(job.id).failures == 1
 
 
+def test_a_clock_that_is_set_or_a_sleep_of_the_machine_ends_no_worker(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    """The row's times are the wall's, hours off; what counts is how long the supervisor saw it."""
+    passed, wall = [0.0], [1e9]
+    idle = (sys.executable, "-c", "import time; time.sleep(600)")
+    with Store(tmp_path / "jobs.sqlite3", now=lambda: wall[0]) as store:
+        job = store.submit(make_config(), timeout_seconds=10.0)
+        with Supervisor(
+            store, tmp_path, command=idle, now=lambda: passed[0], stale_seconds=1e9
+        ) as supervisor:
+            supervisor.start()
+            (name,) = (slot.name for slot in supervisor._slots)
+            (pid,) = supervisor.pids()
+            store.beat(name, pid, job.id)
+            store.claim(name)
+            supervisor.tend()
+            for jump in (7200.0, -90000.0):
+                wall[0] += jump
+                passed[0] += 15.0
+                supervisor.tend()
+                assert supervisor.pids() == [pid]
+                assert store.get(job.id).state is State.RUNNING
+            # Another try has its own time.
+            store.release(job.id, name)
+            wall[0] += 1.0
+            store.claim(name)
+            passed[0] += 20.0
+            supervisor.tend()
+            assert supervisor.pids() == [pid]
+            passed[0] += 45.0
+            _tend_until(supervisor, lambda: store.get(job.id).failures == 1)
+        assert store.get(job.id).error == "Timeout"
+
+
 def _has_checkpoint(service: JobService, job_id: str) -> bool:
     folder = service.folder(service.get(job_id))
     return folder is not None and any(folder.glob("checkpoint-*.json"))

@@ -195,6 +195,66 @@ def test_cancel_removes_what_was_begun(
             service.continue_(finished.id)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_cancel_while_the_mesh_is_made_is_heard(
+    service: JobService,
+    make_config: MakeConfig,
+    make_worker: MakeWorker,
+    fakes: SimpleNamespace,
+    fails: bool,
+) -> None:
+    """The loop is through and asks no more."""
+
+    def write_files(optimized: Any, config: GenerateConfig, folder: Path, on_event: Any) -> Any:
+        on_event(Stage("mesh"))
+        on_event(Stage("export"))
+        asked.append(service.cancel(job.id).state)
+        if fails:
+            raise EmptyField("no surface")
+        return fakes.write_files(optimized, config, folder, ignore_event)
+
+    asked: list[State] = []
+    job = service.submit(make_config())
+    make_worker(write_files=write_files).run_next()
+    assert asked == [State.STOPPING]
+    assert service.get(job.id).state is State.CANCELLED
+    assert _folders(service) == set()
+
+
+def test_a_cancel_in_the_last_moment_takes_back_a_continuation_and_spares_what_another_made(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    job = service.submit(make_config())
+    make_worker().run_next()
+    done = service.get(job.id)
+    before = _hashes(service, done)
+
+    def write_files(*args: Any) -> Any:
+        written = fakes.write_files(*args)
+        service.cancel(job.id)
+        return written
+
+    service.continue_(job.id, extra_steps=5)
+    make_worker(write_files=write_files).run_next()
+    back = service.get(job.id)
+    assert (back.state, back.folder, back.steps) == (State.DONE, done.folder, 10)
+    assert _folders(service) == {done.folder}
+    assert _hashes(service, back) == before
+    # Found finished and only then cancelled: it was there before.
+    made = generate(
+        dataclasses.replace(make_config(seed=7), out=service.out), parts=fakes.make_parts()
+    )
+    second = service.submit(make_config(seed=7))
+    service.store.claim("w")
+    row = service.store.report(second.id, "w", folder=made.folder.name)
+    assert row is not None
+    service.cancel(second.id)
+    service.store.release(second.id, "w")
+    make_worker().run_next()
+    assert service.get(second.id).state is State.CANCELLED
+    assert RunFolder.open(made.folder).verify() == []
+
+
 def test_to_cancel_a_continuation_gives_back_the_stopped_run(
     service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
 ) -> None:
