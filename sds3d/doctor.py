@@ -365,7 +365,7 @@ def _likeliest(
     from .recipes import RECIPES
     from .step_memory import step_memory
 
-    presets = [preset for preset, chosen in RECIPES.items() if chosen.teacher == name]
+    presets: list[PresetName] = [p for p, chosen in RECIPES.items() if chosen.teacher == name]
     if not isinstance(teacher, PretrainedTeacher):
         presets = ["balanced"]
     elif not presets:

@@ -206,8 +206,9 @@ def _attributes_read(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             read.add(node.attr)
         for child in ast.iter_child_nodes(node):
-            of_class = isinstance(node, ast.ClassDef) and isinstance(child, ast.FunctionDef)
-            if not (of_class and child.name.startswith(("__post_init__", "_check"))):
+            method = child.name if isinstance(child, ast.FunctionDef) else ""
+            checks = method.startswith(("__post_init__", "_check"))
+            if not (checks and isinstance(node, ast.ClassDef)):
                 pending.append(child)
     return read
 
