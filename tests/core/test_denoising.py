@@ -28,6 +28,7 @@ from core.mixture import GaussianMixture, MixtureDenoiser
 from core.networks import MLP
 from core.prediction import Parametrisation
 from core.schedule import FlowSchedule, NoiseSchedule, VESchedule, VPSchedule
+from core.solvers.ddim import DDIM
 from core.solvers.euler_maruyama import EulerMaruyama
 from core.solvers.heun import Heun
 from core.solvers.sampling import Solver, sample
@@ -178,8 +179,9 @@ def test_annealing_finds_the_modes_weights(generator: torch.Generator) -> None:
         (FlowSchedule(), Parametrisation.VELOCITY, Heun()),
         (VPSchedule(), Parametrisation.EPS, EulerMaruyama()),
         (VESchedule(sigma_min=0.05, sigma_max=5.0), Parametrisation.X0, Heun()),
+        (VPSchedule(), Parametrisation.V_PREDICTION, DDIM()),
     ],
-    ids=["flow velocity ode", "vp eps sde", "ve x0 ode"],
+    ids=["flow velocity ode", "vp eps sde", "ve x0 ode", "vp v ode"],
 )
 def test_training_on_data_recovers_the_score(
     schedule: NoiseSchedule, given: Parametrisation, solver: Solver
