@@ -22,7 +22,7 @@ from sds3d import cli, doctor, step_memory, teachers
 from sds3d.embedded_guidance import check_embedded
 from sds3d.errors import ConfigError, TeacherError
 from sds3d.optimize import Optimization, StepClock
-from sds3d.optimize_config import OptimizeConfig
+from sds3d.optimize_config import FieldOptions, OptimizeConfig
 from sds3d.presets import generate_config
 from sds3d.preview import PreviewConfig, draw_views
 from sds3d.step_memory import StepMemory
@@ -63,7 +63,13 @@ def test_the_loop_moves_a_field_by_a_teacher_of_latents_or_pixels(
     settings("[teacher]\nimage_size = 16\n")
     teacher = teachers.load_teacher(str(tiny_folder(name)), "cpu")
     options = OptimizeConfig(
-        steps=2, resolutions=(8,), resolution_milestones=(), view_prompts="interpolated"
+        steps=2,
+        resolutions=(8,),
+        resolution_milestones=(),
+        view_prompts="interpolated",
+        step_size=0.2,
+        occupancy_resolution=8,
+        field=FieldOptions(n_levels=2, log2_table_size=8, base_resolution=4, finest_resolution=8),
     )
     config = generate_config(prompt="a red mushroom", device="cpu", optimize=options)
     loop = Optimization(config, teacher)
