@@ -27,12 +27,15 @@ from core.teachers.teacher import (
     views_per_object,
 )
 from nerf.cameras import orbit_c2w
-from sds3d import doctor, teachers
+from sds3d import cli, doctor, teachers
 from sds3d.agreement import measure_agreement
+from sds3d.batch.config import BatchConfig
+from sds3d.batch.prompts import parse
 from sds3d.errors import ConfigError
-from sds3d.optimize import Optimization, StepClock
+from sds3d.generate import Parts
+from sds3d.optimize import Optimization, StepClock, optimize
 from sds3d.optimize_config import OptimizeConfig, RefineOptions
-from sds3d.presets import generate_config
+from sds3d.presets import generate_config, with_teacher
 from sds3d.preview import PreviewConfig, draw_views
 from sds3d.user_config import config_path
 from sds3d.views import in_rings, ring, sample_views
@@ -323,6 +326,49 @@ def test_views_that_do_not_belong_together_are_refused_in_one_line(
         make_loop(converted, **changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_it_and_its_method_are_one_flag_each(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real teacher and loop, by the command line, with numbers of views that it can judge."""
+
+    def write_files(*_: Any, **__: Any) -> dict[str, Any]:
+        return {"mesh": {}, "iso_iou": 1.0}
+
+    parts = Parts(load_teacher=teachers.load_teacher, optimize=optimize, write_files=write_files)
+    words = ["generate", PROMPT, "--teacher", str(converted), "--steps", "1", "--device", "cpu"]
+    words += ["--resolutions", "8", "8", "--step-size", "0.2", "--occupancy-resolution", "8"]
+    words += ["--n-levels", "2", "--log2-table-size", "8", "--hidden-dim", "8"]
+    words += ["--method", "reconstruction", "--out", str(tmp_path)]
+    assert cli.main(words, parts=parts) == 0
+    result = Path(capsys.readouterr().out.strip()) / "result.json"
+    made = json.loads(result.read_bytes())["config"]["optimize"]
+    assert (made["views_per_step"], made["guidance_rescale"]) == (4, 0.5)
+    assert cli.main([*words, "--views_per_step=2"], parts=parts) == 2
+    assert "give 4 or a multiple of it" in capsys.readouterr().err
+
+
+def test_views_are_rounded_up_to_those_it_judges_together(converted: Path) -> None:
+    name, plain = str(converted), OptimizeConfig(views_per_step=5)
+    assert with_teacher(plain, name) == replace(plain, views_per_step=8)
+    assert with_teacher(plain, name, {"views_per_step"}) == plain
+    for same in (replace(plain, camera_conditioning=False), replace(plain, views_per_step=8)):
+        assert with_teacher(same, name) == same
+    for other in ("toybox", "toybox-guided", "nothing", "some/model"):
+        assert with_teacher(plain, other) == plain
+    second = replace(plain, refine=RefineOptions(refine_steps=1, refine_views_per_step=1))
+    assert with_teacher(second, name).refine.refine_views_per_step == 4
+    assert with_teacher(second, name, {"refine_views_per_step"}).refine == second.refine
+    other = replace(second, refine=replace(second.refine, refine_teacher=name))
+    assert with_teacher(other, "toybox").refine.refine_views_per_step == 4
+    assert with_teacher(other, "toybox").views_per_step == 5
+
+
+def test_a_batch_takes_it_by_its_name_alone(converted: Path) -> None:
+    config = BatchConfig(prompts="-", teacher=str(converted), steps=3)
+    (line,) = parse(PROMPT.encode(), config, as_json=False).lines
+    assert (line.config.optimize.views_per_step, line.config.optimize.steps) == (4, 3)
 
 
 def test_without_cameras_it_is_a_teacher_of_single_pictures(converted: Path) -> None:
