@@ -1,8 +1,9 @@
 """A disk that fills up in the middle of a run: a clear sentence, and nothing saved before is lost.
 
 Where this process may mount, the disk is every other time a small one of its own in memory, which
-something else fills between two steps. Otherwise the system refuses to let any file grow beyond a
-size (RLIMIT_FSIZE), which comes out of the same calls as another error.
+something else fills between two steps, and every fifth time it is a job store's; where it may not,
+the counts say that the store was left out. Otherwise the system refuses to let any file grow
+beyond a size (RLIMIT_FSIZE), which comes out of the same calls as another error.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .tally import Tally, Trial, Trials
 SIZE = 96 * 2**20
 """Of the small disk: more than sds3d asks for before it begins."""
 STORE_EACH = 5
+STORE_LEFT_OUT = "a job store left out, a run instead: this process may not mount a file system"
 LEAST_BYTES = 4096
 """That a file may have: what is printed here goes to files too."""
 
@@ -44,6 +46,8 @@ def fill_disk(trials: Trials) -> Tally:
                 tally.seen["a small file system filled up"] += 1
                 _fill_store(tally, trial, disk)
                 continue
+            if disk is None and trial.number % STORE_EACH == STORE_EACH - 1:
+                tally.seen[STORE_LEFT_OUT] += 1
             step = draw.randint(1, STEPS + 1)
             if disk is None or trial.number % 2 == 1:
                 tally.seen["RLIMIT_FSIZE set"] += 1

@@ -18,6 +18,7 @@ import safetensors.torch
 
 import faults as script
 from fault_injection.damage import KINDS, damage_checkpoints
+from fault_injection.disk import STORE_LEFT_OUT
 from fault_injection.kills import examine
 from fault_injection.table import FAULTS, Fault
 from fault_injection.tally import SHOWN_TROUBLES, Tally, Trials
@@ -50,6 +51,8 @@ def test_nothing_is_lost_and_nothing_torn(fault: Fault, tmp_path: Path) -> None:
     assert tally.tried == fault.short
     seen = tuple(+tally.seen)
     assert [what for what in STRUCK[fault.name] if not any(s.startswith(what) for s in seen)] == []
+    if STORE_LEFT_OUT in seen:
+        pytest.skip(f"all but: {STORE_LEFT_OUT}")
 
 
 def test_the_counts_are_not_0_by_themselves(
