@@ -298,8 +298,8 @@ def write(options: Options) -> None:
             floor, held = digits_floor(named_ground("digits")), len(digits()[1].images)
             body += (
                 f"\n\nThe floor: the {held} real digits that nothing was trained on have a Frechet "
-                f"distance of {floor:.2f}. So few images are far from\nany, and the distance is to "
-                "what the teacher has seen: 10,000 samples of a good student are nearer."
+                f"distance of {floor:.2f},\nand 10,000 samples of a good student are nearer: see "
+                "below."
             )
         text = between(text, f"table {name}", body)
         claims += claims_of(name, rows)
