@@ -153,7 +153,7 @@ def _spread_on_canvas(page: Any, selector: str) -> float:
 
 
 def test_a_stopped_run_has_a_mesh_and_every_tab_and_reload_finds_it(
-    open_page: Callable[..., Any], server: Served
+    open_page: Callable[..., Any], server: Served, tmp_path: Path
 ) -> None:
     page = open_page()
     job_id = _ask_for(page, "a blue mushroom", 4000)
@@ -166,7 +166,13 @@ def test_a_stopped_run_has_a_mesh_and_every_tab_and_reload_finds_it(
     other.wait_for_selector("#status .stopped")
     page.reload()
     page.wait_for_selector("#status .stopped")
-    page.wait_for_selector("a.download:has-text('GLB')")
+    with page.expect_download() as download:
+        page.click("a.download:has-text('GLB')")
+    path = tmp_path / "stopped.glb"
+    download.value.save_as(path)
+    mesh = trimesh.load_scene(path).to_mesh()
+    assert len(mesh.faces) > 0
+    assert np.isfinite(mesh.vertices).all()
     job = server.desk.service.get(job_id)
     assert job.state is State.STOPPED
     assert 0 < job.step < 4000
