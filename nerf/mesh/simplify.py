@@ -49,7 +49,10 @@ def decimate(
         target_count=max_faces,
         agg=5,
     )
-    return drop_degenerate_faces(simplified[0].astype(np.float32), simplified[1].astype(np.int32))
+    vertices, faces = drop_degenerate_faces(
+        simplified[0].astype(np.float32), simplified[1].astype(np.int32)
+    )
+    return drop_contradicting_faces(vertices, faces)
 
 
 def drop_degenerate_faces(vertices: FloatArray, faces: IntArray) -> tuple[FloatArray, IntArray]:
@@ -71,3 +74,23 @@ def drop_degenerate_faces(vertices: FloatArray, faces: IntArray) -> tuple[FloatA
     first[np.unique(group, return_index=True)[1]] = True
     keep = (size[group] == 1) | ((balance[group] != 0) & first)
     return compact_vertices(vertices, faces[keep])
+
+
+def drop_contradicting_faces(vertices: FloatArray, faces: IntArray) -> tuple[FloatArray, IntArray]:
+    """Drop the faces at an edge that neighbours run along in the same sense.
+
+    Collapsing the edges of a ragged surface can fold it onto itself so that neighbours contradict
+    each other about which side is out. What is dropped leaves a hole of a few triangles; without it
+    the whole mesh would be of no use.
+    """
+    while len(faces):
+        start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+        pairs = np.sort(np.stack([start, end], axis=1), axis=1)
+        _, edge = np.unique(pairs, axis=0, return_inverse=True)
+        edge = edge.reshape(-1)
+        balance = np.bincount(edge, weights=np.where(start < end, 1.0, -1.0))
+        contradicting = (np.abs(balance) > 1)[edge].reshape(faces.shape).any(axis=1)
+        if not contradicting.any():
+            break
+        faces = faces[~contradicting]
+    return compact_vertices(vertices, faces)

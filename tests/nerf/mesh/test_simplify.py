@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import trimesh
 
-from nerf.mesh.simplify import decimate, drop_degenerate_faces, taubin_smooth
+from nerf.mesh.simplify import (
+    decimate,
+    drop_contradicting_faces,
+    drop_degenerate_faces,
+    taubin_smooth,
+)
 from nerf.mesh.textured_mesh import signed_volume, surface_area
 
 
@@ -64,3 +69,18 @@ def test_degenerate_faces_go_and_the_surface_stays_closed():
     # The same face twice is one face.
     twice = drop_degenerate_faces(vertices, np.concatenate([faces, faces[:3]]))[1]
     assert len(twice) == len(faces)
+
+
+def test_faces_that_contradict_each_other_go_and_the_rest_stays() -> None:
+    vertices, faces = sphere(3)
+    kept_vertices, kept = drop_contradicting_faces(vertices, faces)
+    assert np.array_equal(kept_vertices, vertices)
+    assert np.array_equal(kept, faces)
+    flipped = faces.copy()
+    flipped[7] = flipped[7, ::-1]
+    assert not trimesh.Trimesh(vertices, flipped, process=False).is_winding_consistent
+    kept_vertices, kept = drop_contradicting_faces(vertices, flipped)
+    # The one and its three neighbours: a hole of four triangles.
+    assert len(kept) == len(faces) - 4
+    assert trimesh.Trimesh(kept_vertices, kept, process=False).is_winding_consistent
+    assert 0 < signed_volume(kept_vertices, kept) < signed_volume(vertices, faces)
