@@ -207,10 +207,12 @@ def _cuda_kernels() -> list[Finding]:
 
 
 def _tinycudann() -> list[Finding]:
-    from nerf.hash_grid.tinycudann import load
+    import torch
 
-    module, reason = load()
-    return [Finding(name="tinycudann", status="ok" if module else "missing", text=reason)]
+    from nerf.hash_grid.tinycudann import works
+
+    usable, reason = works(torch.device("cuda"))
+    return [Finding(name="tinycudann", status="ok" if usable else "missing", text=reason)]
 
 
 def _ffmpeg() -> list[Finding]:

@@ -26,8 +26,13 @@ def default_folder() -> Path:
     """Where a user's caches lie: $XDG_CACHE_HOME or ~/.cache, %LOCALAPPDATA% on Windows."""
     if sys.platform == "win32" and "LOCALAPPDATA" in os.environ:
         return Path(os.environ["LOCALAPPDATA"]) / "sds3d" / "kernels"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sds3d" / "kernels"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "sds3d" / "kernels"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home, as in some containers
+        home = Path(tempfile.gettempdir())
+    return home / ".cache" / "sds3d" / "kernels"
 
 
 class KernelCache:

@@ -58,7 +58,13 @@ def _loaded(source: KernelSource, index: int) -> _DeviceKernels:
 
 
 def _call(function: Any, *arguments: Any) -> Any:
-    status, *rest = function(*arguments)
+    try:
+        status, *rest = function(*arguments)
+    except RuntimeError as error:  # where the bindings find no driver to load
+        raise CudaKernelsUnavailable(f"the CUDA driver cannot be called: {error}") from error
+    if status.name == "CUDA_ERROR_OUT_OF_MEMORY":
+        # Not for good, and what makes a run go on with less.
+        raise torch.OutOfMemoryError(f"{function.__name__}: {status.name}")
     if int(status) != 0:
         raise CudaKernelsUnavailable(f"the CUDA driver failed: {function.__name__}: {status.name}")
     return rest[0] if rest else None
@@ -77,8 +83,11 @@ class _DeviceKernels:
             torch.cuda.get_device_capability(device), supported_capabilities()
         )
         code = compiled(source, architecture, KernelCache(default_folder()))
-        # Compiled, without stubs.
-        from cuda.bindings import driver  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            # Compiled, without stubs.
+            from cuda.bindings import driver  # pyright: ignore[reportAttributeAccessIssue]
+        except (ImportError, RuntimeError) as error:
+            raise CudaKernelsUnavailable(f"cuda-bindings does not load: {error}") from error
 
         self.device = device
         self._driver = driver

@@ -191,4 +191,6 @@ def point_gradient(points: Tensor, table: Tensor, grad: Tensor, config: HashGrid
     grad: [N, config.out_dim]. The points count as constants.
     """
     points = points.to(POINT_DTYPES[table.dtype])
+    # The kernels read it as numbers of the table's dtype.
+    grad = grad.to(table.dtype)
     return differentiable.point_gradient(points, table, grad, config, _CudaLoops)
