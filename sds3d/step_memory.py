@@ -29,7 +29,7 @@ from .views import Views, sample_views
 if TYPE_CHECKING:
     from .events import Listener
 
-__all__ = ["StepMemory", "step_memory"]
+__all__ = ["Held", "StepMemory", "step_memory"]
 
 
 @dataclass(frozen=True, kw_only=True)
