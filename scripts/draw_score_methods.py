@@ -82,14 +82,8 @@ class Made:
 def options(config: GridConfig, method: MethodName) -> OptimizeConfig:
     """Of a run of this method."""
     image = ImageOptions(azimuth_deg=config.azimuth_deg, elevation_deg=ELEVATION_DEG)
-    return OptimizeConfig(
-        target="image",
-        method=method,
-        steps=config.steps,
-        guidance_scale=config.guidance_scale,
-        image=image,
-        **RECIPES.get(method, {}),
-    )
+    own = {"guidance_scale": config.guidance_scale, **RECIPES.get(method, {})}
+    return OptimizeConfig(target="image", method=method, steps=config.steps, image=image, **own)
 
 
 def make(

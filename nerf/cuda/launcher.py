@@ -57,14 +57,18 @@ def _loaded(source: KernelSource, index: int) -> _DeviceKernels:
     return _DeviceKernels(source, torch.device("cuda", index))
 
 
+_OUT_OF_MEMORY = 2
+"""CUDA_ERROR_OUT_OF_MEMORY."""
+
+
 def _call(function: Any, *arguments: Any) -> Any:
     try:
         status, *rest = function(*arguments)
     except RuntimeError as error:  # where the bindings find no driver to load
         raise CudaKernelsUnavailable(f"the CUDA driver cannot be called: {error}") from error
-    if status.name == "CUDA_ERROR_OUT_OF_MEMORY":
+    if int(status) == _OUT_OF_MEMORY:
         # Not for good, and what makes a run go on with less.
-        raise torch.OutOfMemoryError(f"{function.__name__}: {status.name}")
+        raise torch.OutOfMemoryError(f"{function.__name__}: out of memory")
     if int(status) != 0:
         raise CudaKernelsUnavailable(f"the CUDA driver failed: {function.__name__}: {status.name}")
     return rest[0] if rest else None
