@@ -87,6 +87,8 @@ def routes(service: JobService, students: Path) -> list[Route]:
         path = job_file(service, job, name)
         if path is None or path.suffix not in _TYPES:
             return _nothing()
+        if name == GROWING:
+            return _whole(path, as_file)
         return FileResponse(path, headers=as_file, media_type=_type(name))
 
     def of_student(folder: str, name: str, attached: bool) -> Response:
@@ -96,7 +98,7 @@ def routes(service: JobService, students: Path) -> list[Route]:
         how = {"Cache-Control": "no-cache"}
         if attached:
             how["Content-Disposition"] = f'attachment; filename="{folder}-{name}"'
-        return FileResponse(path, headers=how, media_type=_type(name))
+        return _whole(path, how)
 
     return [
         Route("/jobs/{key}/{name}", _endpoint(of_job)),
@@ -122,6 +124,18 @@ def _endpoint(serve: Callable[[str, str, bool], Response]) -> Any:
             return _nothing()
 
     return endpoint
+
+
+def _whole(path: Path, headers: dict[str, str]) -> Response:
+    """A small file that is replaced while it is asked for, in one read.
+
+    FileResponse measures a file before it opens it, and would send of a new one the length of the
+    one before.
+    """
+    try:
+        return Response(path.read_bytes(), 200, headers, _type(path.name))
+    except FileNotFoundError:
+        return _nothing()
 
 
 def _type(name: str) -> str:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -207,6 +208,34 @@ def test_a_job_serves_the_files_of_its_result_and_no_others(
         assert answer.status == 404, name
         assert b"SQLite" not in answer.content
     assert get("/jobs/unknown/mesh.glb").status == 404
+
+
+def test_a_picture_that_is_replaced_while_it_is_sent_arrives_whole(
+    server: Served, get: Get, finish: Callable[..., Job]
+) -> None:
+    job = finish()
+    path = server.desk.service.picture(job)
+    assert path is not None
+    pictures = [b"1" * 100, b"2" * 100_000]
+    is_over = threading.Event()
+
+    def replace() -> None:
+        new = path.with_name("new.png")
+        while not is_over.is_set():
+            for picture in pictures:
+                new.write_bytes(picture)
+                new.replace(path)
+
+    replacing = threading.Thread(target=replace)
+    path.write_bytes(pictures[0])
+    replacing.start()
+    try:
+        seen = [get(f"/jobs/{job.id}/growing.png").content for _ in range(100)]
+    finally:
+        is_over.set()
+        replacing.join()
+    assert set(map(len, seen)) <= set(map(len, pictures))
+    assert all(len(set(picture)) == 1 for picture in seen)
 
 
 def test_a_student_serves_its_pictures_and_no_others(server: Served, get: Get) -> None:
