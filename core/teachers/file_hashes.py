@@ -11,10 +11,11 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 __all__ = ["LEAST_BYTES", "file_sha256"]
 
@@ -33,7 +34,7 @@ def file_sha256(path: Path, *, folder: Path | None = None, least_bytes: int = LE
     before = _state(path)
     if before["size"] < least_bytes:
         return _read(path)
-    folder = folder or _user_folder()
+    folder = folder or user_cache_path("sds3d", appauthor=False) / "hashes"
     note = folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
     remembered = _remembered(note, before)
     if remembered is not None:
@@ -84,13 +85,3 @@ def _remember(note: Path, document: dict[str, int | str]) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
-
-
-def _user_folder() -> Path:
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sds3d" / "hashes"

@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 __all__ = ["KernelCache", "default_folder"]
 
@@ -23,16 +24,12 @@ _ABANDONED_SECONDS = 3600.0
 
 
 def default_folder() -> Path:
-    """Where a user's caches lie: $XDG_CACHE_HOME or ~/.cache, %LOCALAPPDATA% on Windows."""
-    if sys.platform == "win32" and "LOCALAPPDATA" in os.environ:
-        return Path(os.environ["LOCALAPPDATA"]) / "sds3d" / "kernels"
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "sds3d" / "kernels"
+    """The kernels' part of the user's caches: below $XDG_CACHE_HOME or ~/.cache on Linux."""
     try:
-        home = Path.home()
+        base = user_cache_path("sds3d", appauthor=False)
     except RuntimeError:  # a user without a home, as in some containers
-        home = Path(tempfile.gettempdir())
-    return home / ".cache" / "sds3d" / "kernels"
+        base = Path(tempfile.gettempdir()) / "sds3d"
+    return base / "kernels"
 
 
 class KernelCache:

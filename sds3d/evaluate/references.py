@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import io
 import os
-import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from platformdirs import user_cache_path
 
 from sds3d.atomic import write_atomic
 from sds3d.evaluate.layers import (
@@ -34,13 +34,7 @@ from sds3d.evaluate.raycast import DISTANCE, ELEVATION_DEG, FOVY_DEG, SIDE
 
 def cache_folder() -> Path:
     """The user's folder for what can be computed again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sds3d"
+    return user_cache_path("sds3d", appauthor=False)
 
 
 def _world_hash() -> str:

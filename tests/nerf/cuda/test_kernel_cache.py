@@ -128,12 +128,19 @@ def test_a_folder_that_cannot_be_made_costs_time_only(tmp_path: Path) -> None:
     assert not kept.write(KEY, b"machine code")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the variable is that of Linux")
 def test_the_folder_follows_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel_cache.sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert kernel_cache.default_folder() == tmp_path / "sds3d" / "kernels"
-    monkeypatch.setattr(kernel_cache.sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert kernel_cache.default_folder() == tmp_path / "local" / "sds3d" / "kernels"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="home folders are found otherwise elsewhere")
+def test_a_user_without_a_home_keeps_them_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert kernel_cache.default_folder() == tmp_path / "sds3d" / "kernels"
