@@ -68,6 +68,7 @@ class TrainConfig:
         reading_steps, reading_batch, reading_learning_rate: The text encoder's own training.
         logit_mean, logit_std: Logit-normal timesteps, arXiv 2403.03206 Section 3.1.
         text_dropout, camera_dropout: Independent shares of unconditional training.
+        view_words: Share of the captions that name the view.
         minutes: Stop after so many minutes (state saved), 0 for no limit.
         render_threads: Threads that fill the cache.
         compile: Compile the training step; on a CPU this needs a C++ compiler.
@@ -92,6 +93,7 @@ class TrainConfig:
     logit_std: float = 1.1
     text_dropout: float = 0.1
     camera_dropout: float = 0.2
+    view_words: float = 0.5
     seed: int = 0
     minutes: float = 0.0
     render_threads: int = 1
@@ -154,7 +156,7 @@ def make_batch(config: TrainConfig, cache: ImageCache, tokenizer, step: int) -> 
         spec = cache.specs[i]
         assert spec is not None
         azimuth, elevation = cache.cameras[i]
-        view = (float(azimuth), float(elevation)) if rng.uniform() < 0.5 else None
+        view = (float(azimuth), float(elevation)) if rng.uniform() < config.view_words else None
         dropped = rng.uniform() < config.text_dropout
         captions.append("" if dropped else sample_caption(spec, rng, view=view))
     camera = cache.cameras[index].copy()
