@@ -18,10 +18,8 @@ from core.teachers.teacher import takes_guidance
 
 from .config import TeacherName
 from .errors import ConfigError
+from .methods import METHOD_CLASSES
 from .optimize_config import OptimizeConfig
-
-ONE_ANSWER_METHODS = ("sds", "sjc", "hifa", "cds")
-"""The methods that ask for the guided answer alone, never for the two that it is made of."""
 
 
 def check_guidance(
@@ -102,8 +100,8 @@ def check_supervision(
         unlike.append(("--no-camera-guidance", "given", "strengthens camera and prompt together"))
     if options.perp_neg:
         unlike.append(("--perp-neg", "given", "gives one answer, which no other prompt can bend"))
-    if options.method not in ONE_ANSWER_METHODS:
-        allowed = ", ".join(ONE_ANSWER_METHODS)
+    if not METHOD_CLASSES[options.method].guided_only:
+        allowed = ", ".join(name for name, kind in METHOD_CLASSES.items() if kind.guided_only)
         text = f"gives the guided answer alone, which is enough for {allowed}"
         unlike.append(("--method", options.method, text))
     if options.guidance_rescale > 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,16 +17,18 @@ from core.prediction import Prediction
 from core.schedule import FlowSchedule, per_sample
 from sds3d import cli, preview
 from sds3d.config import PresetName
-from sds3d.embedded_guidance import ONE_ANSWER_METHODS, check_guidance, check_supervision
+from sds3d.embedded_guidance import check_guidance, check_supervision
 from sds3d.errors import ConfigError
-from sds3d.optimize_config import OptimizeConfig, RefineOptions
-from sds3d.presets import PRESETS
+from sds3d.methods import METHOD_CLASSES
+from sds3d.optimize_config import MethodName, OptimizeConfig, RefineOptions
+from sds3d.presets import PRESETS, with_method
 from sds3d.supervision import Supervision, supervise
 from sds3d.teachers import EMBEDDED, GUIDED, load_teacher
 from sds3d.views import Views, ring
 
 SIDE = 8
 VIEWS: Views = ring(3, 20.0)
+GUIDED_ONLY = [name for name, kind in METHOD_CLASSES.items() if kind.guided_only]
 X = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 T = torch.tensor([0.3, 0.5, 0.7])
 
@@ -87,7 +89,7 @@ def gradient(teacher: Any, **changed: Any) -> Tensor:
     return supervision.gradient(X, T, VIEWS, torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("method", ONE_ANSWER_METHODS)
+@pytest.mark.parametrize("method", GUIDED_ONLY)
 @pytest.mark.parametrize("scale", [1.0, 4.0, 7.5])
 def test_one_pass_gives_the_gradient_of_two(method: Any, scale: float) -> None:
     two, one = TwoPass(), OnePass()
@@ -97,6 +99,25 @@ def test_one_pass_gives_the_gradient_of_two(method: Any, scale: float) -> None:
     # At scale 1 there is nothing that the second pass would change.
     assert two.calls == (1 if scale == 1 else 2) * one.calls > 0
     assert expected.norm() > 0.1
+
+
+class Taught(TwoPass):
+    def adapt(self, rank: int, generator: torch.Generator) -> Any:
+        weight = torch.nn.Parameter(torch.zeros(rank))
+        return SimpleNamespace(trainable={"weight": weight}, schedule=self.schedule)
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+def test_a_method_is_of_its_class_and_says_truly_whether_one_answer_will_do(
+    method: MethodName,
+) -> None:
+    options = replace(with_method(OptimizeConfig(), method), method=method)
+    made = supervise(options, Taught(), "a mug", "").distillation(VIEWS)
+    assert type(made) is METHOD_CLASSES[method]
+    if method in GUIDED_ONLY:
+        return  # shown above
+    with pytest.raises((ValueError, ConfigError)):
+        supervise(options, OnePass(), "a mug", "").gradient(X, T, VIEWS, torch.Generator())
 
 
 def test_view_prompts_are_honoured_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class CDS:
     eps* [...] is drawn from `noise_seed`, for each shape of image the same in all samples and all
     steps, so a resumed run has it too.
     """
+
+    guided_only: ClassVar[bool] = True
 
     denoiser: Denoiser
     interval: float = 0.05

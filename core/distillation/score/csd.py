@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class CSD:
 
     A negative prompt is guidance's own: what cond.uncond was encoded from.
     """
+
+    guided_only: ClassVar[bool] = False
 
     guidance: Guidance
     weighting: Weighting = x0_weighting

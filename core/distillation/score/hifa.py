@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class HiFA:
     A teacher of pixels has neither (both None): the two terms are one, with the weight
     1 + image_weight.
     """
+
+    guided_only: ClassVar[bool] = True
 
     denoiser: Denoiser
     image_weight: float = 0.1

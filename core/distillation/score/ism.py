@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class ISM:
     With it, the gradient is affine in the scale, its slope CSD at x_t.
     w(t) = 1 is the authors' sqrt((1 - abar)/abar) in front of the eps difference.
     """
+
+    guided_only: ClassVar[bool] = False
 
     denoiser: Denoiser
     inverter: Denoiser

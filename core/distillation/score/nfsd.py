@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class NFSD:
     Below the limit it is SDS without the subtracted eps: the same expectation. Above, with
     `negative` = cond.uncond, it is CSD.
     """
+
+    guided_only: ClassVar[bool] = False
 
     guidance: Guidance
     denoiser: Denoiser

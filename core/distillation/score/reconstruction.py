@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class Reconstruction:
     scale of 50 brings. The gradient is x - x0^ itself: SDS with x0_weighting, of a rescaled
     guidance.
     """
+
+    guided_only: ClassVar[bool] = False
 
     guidance: Guidance
     rescale: float = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class SDI:
     that is 2 - s, as their plain guidance counts from the prompt and their scale is s - 1; and -s
     with Perp-Neg, which counts from nothing there as here and which they invert with too.
     """
+
+    guided_only: ClassVar[bool] = False
 
     denoiser: Denoiser
     inverter: Denoiser

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +32,14 @@ Weighting = Callable[[NoiseSchedule, Tensor], Tensor]
 
 
 class ScoreDistillation(Protocol):
-    """A rule that gives images a direction to move in."""
+    """A rule that gives images a direction to move in.
+
+    Attributes:
+        guided_only: Whether all that it asks is the guided answer, never one of the two that this
+            is made of: a denoiser that says it in one pass then serves it as well.
+    """
+
+    guided_only: ClassVar[bool]
 
     def gradient(
         self, x: Tensor, t: Tensor, cond: Conditioning | None, generator: torch.Generator
@@ -73,6 +80,8 @@ class SDS:
 
     Guidance belongs to the denoiser (core.denoiser); `weighting` is w(t).
     """
+
+    guided_only: ClassVar[bool] = True
 
     denoiser: Denoiser
     weighting: Weighting = x0_weighting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class SJC:
     The paper's own gradient, -n PAAS, is eps_weighting's. It is the authors' var_red = True: with
     the perturbed image for x in the residual the expectation is the same, and the variance more.
     """
+
+    guided_only: ClassVar[bool] = True
 
     denoiser: Denoiser
     samples: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class VSD:
 
     Training `fake` is the caller's part. Both denoisers must have the same schedule.
     """
+
+    guided_only: ClassVar[bool] = False  # `fake` learns as a twin of the unguided teacher
 
     denoiser: Denoiser
     fake: Denoiser
