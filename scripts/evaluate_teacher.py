@@ -6,8 +6,10 @@ Every kind is asked for equally often, half of the time in colours that the teac
 in. Each sample is compared with exact renders of the world, 16 variations from 24 sides of every
 kind in every colour, on the sample's own background: the nearest kind and colour must be those of
 the prompt, whatever the side; for asymmetric kinds the nearest side of the right thing must lie
-within 30 degrees of the one asked for (chance: 1/6). Exact renders of other variations in the
-place of samples give the ceiling.
+within 30 degrees of the one asked for (chance: 1/6). The same of views alone: it must lie in
+the region that is asked for, front, side or back (chance: 1/4, 1/2, 1/4); a teacher that takes no
+camera is asked by that word in the prompt. Exact renders of other variations in the place of
+samples give the ceiling.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import tyro
 from core.guidance import EmbedsGuidance, guided
 from core.solvers.ddim import DDIM
 from core.solvers.sampling import sample
+from core.teachers.teacher import takes_camera
 from core.teachers.toybox import ToyboxTeacher
 from sds3d.config import DeviceName
 from sds3d.device import resolve_device
@@ -54,12 +57,13 @@ from sds3d.preview import PreviewConfig
 from sds3d.progress import eta_text
 from sds3d.require import require_number
 from sds3d.teachers import load_teacher
-from sds3d.toybox.captions import plain_caption
+from sds3d.toybox.captions import plain_caption, view_name
 from sds3d.toybox.colors import COLOR_NAMES
 from sds3d.toybox.kinds import KIND_NAMES
 from sds3d.toybox.scenes import SceneSpec, is_held_out
 
 _CEILING_VARIATION = 3000  # and the next: none of the references
+_STEP_DEG = 360.0 / len(AZIMUTHS_DEG)
 _ALL_COLORS: list[tuple[str, str | None]] = [(color, None) for color in COLOR_NAMES]
 
 
@@ -68,7 +72,7 @@ class TeacherEvaluationConfig:
     """Compare samples of a teacher with exact renders of the toybox world."""
 
     teacher: str = "toybox"
-    """toybox, toybox-guided, or the folder of one."""
+    """toybox, toybox-guided, toybox-words, or the folder of one."""
     per_kind: int = 12
     """Samples of each kind, half of them of held-out pairs."""
     guidance_scales: tuple[float, ...] = (1.0, PreviewConfig.guidance_scale)
@@ -104,11 +108,15 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What was right about it; azimuth is None where exact renders do not tell it either."""
+    """What was right about it; of a kind without a front, azimuth and view are None.
+
+    The view is front, side or back, and right where the best match lies there or borders on it.
+    """
 
     kind: bool
     color: bool
     azimuth: bool | None
+    view: bool | None
 
 
 def draw_requests(per_kind: int, seed: int) -> list[Request]:
@@ -146,7 +154,7 @@ def judge(image: np.ndarray, request: Request, references: References, asymmetri
     weights[:, 3] = 0.0  # a picture has no coverage of its own
     nearest = np.inf
     found = (request.spec.kind, request.spec.color)
-    azimuth = None
+    azimuth = view = None
     for kind in KIND_NAMES:
         distances = view_distances(
             references(Shape(kind=kind)), weights, pixels, all_azimuths=True
@@ -160,11 +168,25 @@ def judge(image: np.ndarray, request: Request, references: References, asymmetri
             best = AZIMUTHS_DEG[int(own.min(axis=0).argmin())]
             away = abs((best - request.azimuth_deg + 180.0) % 360.0 - 180.0)
             azimuth = bool(away < TOLERANCE_DEG)
+            around = (best - _STEP_DEG / 2, best, best + _STEP_DEG / 2)
+            view = _view(request.azimuth_deg) in map(_view, around)
     return Answer(
         kind=found[0] == request.spec.kind,
         color=found[1] == request.spec.color,
         azimuth=azimuth,
+        view=view,
     )
+
+
+def _view(azimuth_deg: float) -> str:
+    """front, side or back."""
+    return view_name(azimuth_deg, ELEVATION_DEG)
+
+
+def prompt_of(request: Request, *, in_words: bool) -> str:
+    """The request's plain caption, with the view's name where that is how the teacher knows it."""
+    caption = plain_caption(request.spec)
+    return f"{caption}, {_view(request.azimuth_deg)} view" if in_words else caption
 
 
 @torch.no_grad()
@@ -176,10 +198,11 @@ def draw(
     times = torch.linspace(1, 0, config.sample_steps + 1)
     plain = scale == 1 and not isinstance(teacher, EmbedsGuidance)
     denoiser = teacher if plain else guided(teacher, scale)
+    in_words = not takes_camera(teacher)
     for first in range(0, len(requests), config.batch):
         some = requests[first : first + config.batch]
         camera = torch.tensor([[one.azimuth_deg, ELEVATION_DEG] for one in some])
-        cond = teacher.encode([plain_caption(one.spec) for one in some])
+        cond = teacher.encode([prompt_of(one, in_words=in_words) for one in some])
         cond = cond.with_camera(camera.to(teacher.device))
         noise = torch.randn(len(some), 3, SIDE, SIDE, generator=generator).to(teacher.device)
         x = sample(denoiser, DDIM(), times, noise, cond).x
@@ -208,6 +231,7 @@ def _figures(answers: list[Answer]) -> dict[str, Any]:
         "color_accuracy": _mean([a.color for a in answers]),
         "both_accuracy": _mean([a.kind and a.color for a in answers]),
         "azimuth_accuracy": _mean([a.azimuth for a in answers]),
+        "view_accuracy": _mean([a.view for a in answers]),
     }
 
 
@@ -265,8 +289,8 @@ def evaluate_teacher(
 def table(found: dict[str, Any]) -> str:
     """The figures as text, a row for each group and kind, percentages in each round's columns."""
     rounds = [name for name, value in found.items() if isinstance(value, dict)]
-    names: list[Literal["kind", "color", "azimuth"]] = ["kind", "color", "azimuth"]
-    lines = [f"{'':16}" + "".join(f"{name:^27}" for name in rounds)]
+    names: list[Literal["kind", "color", "azimuth", "view"]] = ["kind", "color", "azimuth", "view"]
+    lines = [f"{'':16}" + "".join(f"{name:^36}" for name in rounds)]
     lines.append(f"{'':16}" + "".join(f"{name:>9}" for _ in rounds for name in names))
     for group in ("all", "training_pairs", "held_out_pairs", *KIND_NAMES):
         cells = []

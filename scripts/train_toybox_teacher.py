@@ -314,9 +314,10 @@ def sample_sheet(network: ToyboxNetwork, tokenizer, path: Path, *, device: str) 
     Image.fromarray(pixels).save(path)
 
 
-def words() -> dict[str, object]:
+def words(config: TrainConfig) -> dict[str, object]:
     """What the loader needs to know of the world to explain itself: names, never shapes."""
     return {
+        "takes_camera": config.camera_dropout < 1,
         "kinds": {k: list(KINDS[k].synonyms) for k in KIND_NAMES},
         "colors": {c: list(COLOR_SYNONYMS[c]) for c in COLOR_NAMES},
         "parts": {k: list(KINDS[k].parts) for k in KIND_NAMES},
@@ -325,10 +326,10 @@ def words() -> dict[str, object]:
     }
 
 
-def export(state: State, tokenizer, folder: Path) -> ToyboxNetwork:
+def export(state: State, config: TrainConfig, tokenizer, folder: Path) -> ToyboxNetwork:
     """Write the averaged network as a teacher's folder, with the hash that pins its weights."""
     averaged = state.averaged()
-    save_network(averaged, tokenizer, words(), folder)
+    save_network(averaged, tokenizer, words(config), folder)
     (folder / "weights.sha256").write_text(weights_sha256(folder) + "\n")
     return averaged
 
@@ -436,7 +437,7 @@ def train(config: TrainConfig) -> int:
                 log.write(json.dumps(line) + "\n")
             print(f"{line}  ETA {eta / 60:.1f} min", file=sys.stderr, flush=True)
         if state.step % config.sheet_every == 0:
-            averaged = export(state, tokenizer, config.out / "teacher")
+            averaged = export(state, config, tokenizer, config.out / "teacher")
             sheet = config.out / f"samples-{state.step:06d}.png"
             with torch.autocast(device, torch.bfloat16):
                 sample_sheet(averaged, tokenizer, sheet, device=device)
@@ -446,7 +447,7 @@ def train(config: TrainConfig) -> int:
         if config.minutes and now - start > 60 * config.minutes:
             break
     state.save(path)
-    export(state, tokenizer, config.out / "teacher")
+    export(state, config, tokenizer, config.out / "teacher")
     source.close()
     cache.close()
     print(f"step {state.step}: state and teacher in {config.out}", file=sys.stderr)

@@ -54,7 +54,7 @@ class PreviewConfig:
     sample_steps: int = 24
     """Steps from noise to picture."""
     teacher: TeacherName = "toybox"
-    """The diffusion model that draws: toybox, toybox-guided, or the folder of one."""
+    """The diffusion model that draws: a name, a hub's id or a folder, as of generate."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA where there is one."""
     out: Path = Path("outputs")

@@ -31,6 +31,11 @@ GUIDED = "toybox-guided"
 GUIDED_FOLDER = shipped("toybox-guided")
 """The embedded teacher with guidance built in."""
 
+WORDS = "toybox-words"
+
+WORDS_FOLDER = shipped("toybox-words")
+"""The embedded teacher that takes no camera and knows a view by the prompt's words."""
+
 PINNED_HASH = "weights.sha256"
 """File in a teacher's folder with the hash that its weights must have."""
 
@@ -93,8 +98,8 @@ def teacher_folder(name: TeacherName, *, fetch: bool = True) -> Path:
     the user's config allows it, and `fetch`. Imports nothing heavy. Raises TeacherError where there
     is none.
     """
-    if name in (EMBEDDED, GUIDED):
-        folder = TOYBOX_FOLDER if name == EMBEDDED else GUIDED_FOLDER
+    embedded = {EMBEDDED: TOYBOX_FOLDER, GUIDED: GUIDED_FOLDER, WORDS: WORDS_FOLDER}
+    if (folder := embedded.get(name)) is not None:
         if (folder / "model_index.json").is_file():
             return folder
         raise TeacherError(
@@ -113,7 +118,7 @@ def teacher_folder(name: TeacherName, *, fetch: bool = True) -> Path:
     if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
         return _from_hub(name, source, allowed=user.allow_download, fetch=fetch)
     raise TeacherError(
-        f"--teacher is {name!r}: give {EMBEDDED}, {GUIDED}, {', '.join(PRESETS)}, an id such as "
+        f"--teacher is {name!r}: give {', '.join((*embedded, *PRESETS))}, an id such as "
         f"{PRESETS['sd21']}, or a folder in the diffusers format"
     )
 

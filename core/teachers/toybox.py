@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -100,7 +100,8 @@ class ToyboxTeacher:
     """Frozen x0-prediction from text and camera at 64x64 pixels, on the flow path.
 
     The camera of a `Conditioning` is [B, 2], azimuth and elevation in degrees; None, or NaN in a
-    row, drops it.
+    row, drops it. Without `takes_camera` it is always dropped: such a teacher was trained without
+    one and knows a view by the prompt's words.
     """
 
     image_size = IMAGE_SIZE
@@ -127,6 +128,10 @@ class ToyboxTeacher:
         self.weights_sha256 = sha256
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
+        self.takes_camera = bool(vocabulary.get("takes_camera", True))
+        if not self.takes_camera:
+            place = "transformer.time_text_embed"
+            self.lora_places = replace(self.lora_places, time_embedding=place)
         self._subjects = {
             synonym.lower(): kind
             for kind, synonyms in vocabulary["kinds"].items()
@@ -262,7 +267,7 @@ class ToyboxTeacher:
         cond = cond.expand(len(x_t))
         text = cond.text
         assert text is not None
-        camera = cond.camera
+        camera = cond.camera if self.takes_camera else None
         if camera is None:
             camera = torch.full((len(x_t), 2), torch.nan, device=x_t.device)
         x0 = self.network(x_t, t.to(x_t.dtype), text, camera)

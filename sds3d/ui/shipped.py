@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sds3d.assets import shipped
-from sds3d.teachers import EMBEDDED
+from sds3d.teachers import EMBEDDED, WORDS
 
 STUDENTS = {"toybox-guided": "guidance"}
 """Names of folders among the assets, and the methods that made them."""
@@ -11,9 +11,13 @@ STUDENTS = {"toybox-guided": "guidance"}
 
 def shipped_students() -> list[str]:
     """Those that are there."""
-    return [name for name in STUDENTS if (shipped(name) / "model_index.json").is_file()]
+    return [name for name in STUDENTS if _is_there(name)]
 
 
 def shipped_teachers() -> tuple[str, ...]:
-    """The teachers that every place can offer: the embedded one, and its students."""
-    return (EMBEDDED, *shipped_students())
+    """The teachers that every place can offer: the embedded ones."""
+    return (EMBEDDED, *shipped_students(), *filter(_is_there, [WORDS]))
+
+
+def _is_there(name: str) -> bool:
+    return (shipped(name) / "model_index.json").is_file()

@@ -14,6 +14,7 @@ from evaluate_teacher import (
     exact_pictures,
     figures,
     judge,
+    prompt_of,
     table,
 )
 from sds3d.evaluate.layers import TEACHER_FRAME, exact_views
@@ -59,10 +60,10 @@ def test_an_exact_picture_is_right_on_any_background(
         asked = request_of(kind, color, float(BETWEEN_DEG[i]))
         image = picture(asked, ground)
         np.testing.assert_allclose(background(image), ground, atol=1e-6)
-        right = Answer(kind=True, color=True, azimuth=True)
+        right = Answer(kind=True, color=True, azimuth=True, view=True)
         assert judge(image, asked, references, True) == right
         # Where exact renders do not tell the side, nobody is asked for it.
-        assert judge(image, asked, references, False) == replace(right, azimuth=None)
+        assert judge(image, asked, references, False) == replace(right, azimuth=None, view=None)
 
 
 @pytest.mark.parametrize("ground", GROUNDS)
@@ -73,25 +74,47 @@ def test_what_was_not_asked_for_is_wrong_in_just_that(
     image = picture(shown, ground)
     other_color = replace(shown, spec=SceneSpec(kind="duck", color="red"))
     assert judge(image, other_color, references, False) == Answer(
-        kind=True, color=False, azimuth=None
+        kind=True, color=False, azimuth=None, view=None
     )
     other_kind = replace(shown, spec=SceneSpec(kind="car", color="blue"))
     assert judge(image, other_kind, references, False) == Answer(
-        kind=False, color=True, azimuth=None
+        kind=False, color=True, azimuth=None, view=None
     )
 
 
 @pytest.mark.parametrize(
-    ("turned_deg", "right"), [(-45, False), (-15, True), (15, True), (45, False), (180, False)]
+    ("turned_deg", "right", "view"),
+    [
+        (-45, False, True),
+        (-15, True, True),
+        (15, True, True),
+        (45, False, False),
+        (180, False, False),
+    ],
 )
 def test_a_side_is_right_within_30_degrees_around_the_circle(
-    references: References, turned_deg: float, right: bool
+    references: References, turned_deg: float, right: bool, view: bool
 ) -> None:
     # Near the front, so that what is asked for lies on the other side of 0 degrees.
     shown = request_of("car", "red", 7.5)
     asked = replace(shown, azimuth_deg=(shown.azimuth_deg + turned_deg) % 360.0)
     answer = judge(picture(shown, GROUNDS[1]), asked, references, True)
-    assert answer == Answer(kind=True, color=True, azimuth=right)
+    assert answer == Answer(kind=True, color=True, azimuth=right, view=view)
+
+
+def test_a_view_is_named_where_the_teacher_takes_no_camera() -> None:
+    names = {}
+    for azimuth in (7.5, 97.5, 187.5, 277.5, 352.5):
+        asked = request_of("car", "red", azimuth)
+        assert prompt_of(asked, in_words=False) == "a red car"
+        names[azimuth] = prompt_of(asked, in_words=True).removeprefix("a red car, ")
+    assert list(names.values()) == [
+        "front view",
+        "side view",
+        "back view",
+        "side view",
+        "front view",
+    ]
 
 
 def test_every_kind_is_asked_for_equally_often_and_half_of_it_held_out() -> None:
@@ -125,10 +148,10 @@ def test_figures_are_shares_of_what_applies(monkeypatch: pytest.MonkeyPatch) -> 
         for kind, held_out in (("duck", False), ("duck", True), ("mug", False), ("mug", True))
     ]
     answers = [
-        Answer(kind=True, color=True, azimuth=True),
-        Answer(kind=True, color=False, azimuth=False),
-        Answer(kind=False, color=True, azimuth=None),
-        Answer(kind=False, color=True, azimuth=None),
+        Answer(kind=True, color=True, azimuth=True, view=True),
+        Answer(kind=True, color=False, azimuth=False, view=True),
+        Answer(kind=False, color=True, azimuth=None, view=None),
+        Answer(kind=False, color=True, azimuth=None, view=None),
     ]
     found = figures(requests, answers)
     assert found["all"] == {
@@ -137,6 +160,7 @@ def test_figures_are_shares_of_what_applies(monkeypatch: pytest.MonkeyPatch) -> 
         "color_accuracy": 0.75,
         "both_accuracy": 0.25,
         "azimuth_accuracy": 0.5,
+        "view_accuracy": 1.0,
     }
     assert found["training_pairs"]["color_accuracy"] == 1.0
     assert found["held_out_pairs"]["both_accuracy"] == 0.0
@@ -145,8 +169,8 @@ def test_figures_are_shares_of_what_applies(monkeypatch: pytest.MonkeyPatch) -> 
     assert found["kinds"]["car"]["samples"] == 0
     lines = table({"seed": 0, "exact": found}).splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}
-    assert rows["all"] == ["50", "%", "75", "%", "50", "%"]
-    assert rows["mug"] == ["0", "%", "100", "%", "-"]
+    assert rows["all"] == ["50", "%", "75", "%", "50", "%", "100", "%"]
+    assert rows["mug"] == ["0", "%", "100", "%", "-", "-"]
     assert list(rows) == ["all", "training_pairs", "held_out_pairs", *KINDS]
     monkeypatch.setattr(script, "KIND_NAMES", KIND_NAMES)
     assert set(figures(requests, answers)["kinds"]) == set(KIND_NAMES)

@@ -121,7 +121,7 @@ def test_what_is_not_there_is_refused_in_one_line(
     other.mkdir()
     (other / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
     for name, expected in {
-        "nope": "give toybox, toybox-guided, sd15",
+        "nope": "give toybox, toybox-guided, toybox-words, sd15",
         "sdxl": "hf download stabilityai/stable-diffusion-xl-base-1.0",
         "someone/some-model": "hf download someone/some-model",
         "../up/down/nothing": "give toybox",

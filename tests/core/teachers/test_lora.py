@@ -37,7 +37,7 @@ FAMILIES: dict[str, type[PretrainedTeacher]] = {
 CAMERA = torch.tensor([[0.0, 10.0], [120.0, 40.0]])
 
 
-def toybox(dtype: torch.dtype = torch.float32) -> ToyboxTeacher:
+def toybox(dtype: torch.dtype = torch.float32, *, takes_camera: bool = True) -> ToyboxTeacher:
     words = ["a", "red", "ball"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -46,14 +46,18 @@ def toybox(dtype: torch.dtype = torch.float32) -> ToyboxTeacher:
             # What starts at zero would let no gradient through.
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
-    vocabulary = {"kinds": {"ball": ["ball"]}, "colors": ["red"]}
+    vocabulary = {
+        "kinds": {"ball": ["ball"]},
+        "colors": ["red"],
+        "takes_camera": takes_camera,
+    }
     return ToyboxTeacher(network, make_tokenizer(words), vocabulary, "0" * 64, dtype=dtype)
 
 
-@pytest.fixture(params=[*FAMILIES, "toybox"])
+@pytest.fixture(params=[*FAMILIES, "toybox", "toybox-words"])
 def teacher(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) -> Any:
-    if request.param == "toybox":
-        return toybox()
+    if request.param.startswith("toybox"):
+        return toybox(takes_camera=request.param == "toybox")
     options = TeacherOptions(dtype="float32", image_size=16)
     found = FAMILIES[request.param].load(tiny_folder(request.param), options=options)
     freeze(found.module)

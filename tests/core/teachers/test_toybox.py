@@ -1,5 +1,6 @@
 """The embedded teacher as a Denoiser: what it reads, what it refuses, what changes its picture."""
 
+import json
 import math
 import pickle
 import shutil
@@ -18,6 +19,7 @@ from core.solvers.ddim import DDIM
 from core.solvers.heun import Heun
 from core.solvers.sampling import log_snr_times, sample
 from core.teachers.errors import TeacherWeightsError, UnknownSubjectError
+from core.teachers.teacher import takes_camera
 from core.teachers.toybox import MAX_WORDS, ToyboxTeacher, weights_sha256
 from core.teachers.toybox_network import (
     MAX_TOKENS,
@@ -325,6 +327,21 @@ def test_text_camera_and_time_each_change_the_picture(
     }
     for name, other in others.items():
         assert ((other - x0).abs().amax(dim=(1, 2, 3)) > 1e-4).all(), name
+
+
+def test_a_teacher_of_words_alone_looks_at_no_camera(
+    teacher: ToyboxTeacher, folder: Path, noised: tuple[Tensor, Tensor]
+) -> None:
+    (folder / "vocabulary.json").write_text(json.dumps({**VOCABULARY, "takes_camera": False}))
+    words = ToyboxTeacher.load(folder, dtype=torch.float32)
+    assert takes_camera(teacher)
+    assert not takes_camera(words)
+    x, t = noised
+    cond = teacher.encode("a red mushroom")
+    seen = with_cameras(cond, (0.0, 10.0), (90.0, 10.0))
+    assert not torch.equal(teacher(x, t, seen).x0, teacher(x, t, cond).x0)
+    assert torch.equal(words(x, t, seen).x0, teacher(x, t, cond).x0)
+    assert words.weights_sha256 != teacher.weights_sha256
 
 
 def test_no_camera_is_the_same_as_nan_in_every_row(

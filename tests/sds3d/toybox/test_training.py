@@ -111,6 +111,12 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(
         kept = one[f"model.{name}" if name.startswith("text_encoder.") else f"ema.{name}"]
         torch.testing.assert_close(parameter, kept.half().float(), rtol=0, atol=0)
     assert teacher.check_prompt("a red mushroom").subjects == ("mushroom",)
+    assert teacher.takes_camera
+
+    # One that never saw a camera says so.
+    words = dataclasses.replace(straight, camera_dropout=1.0)
+    assert script.train(words) == 0
+    assert not ToyboxTeacher.load(words.out / "teacher").takes_camera
 
 
 def test_adams_moments_and_step_come_back_to_where_the_weights_are(
