@@ -116,10 +116,8 @@ def optimize(
     """
     options = config.optimize
     loop = Optimization(config, teacher, particles)
-    if loop.supervision.view_prompts is not None and loop.supervision.view_prompts.are_one:
-        on_event(
-            Warning("the teacher reads all view prompts alike: --view-prompts changes nothing here")
-        )
+    if loop.supervision.warning is not None:
+        on_event(Warning(loop.supervision.warning))
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         loop.load(*state)
         snapshot = _kept_snapshot(*state)

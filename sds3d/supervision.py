@@ -82,6 +82,20 @@ class Supervision:
         """How many consecutive views the teacher judges together; 1 where it is told no camera."""
         return views_per_object(self.teacher) if self.options.camera_conditioning else 1
 
+    @property
+    def warning(self) -> str | None:
+        """One line on how the teacher learns from where it looks, None where nothing is amiss."""
+        if self.view_prompts is not None and self.view_prompts.are_one:
+            return "the teacher reads all view prompts alike: --view-prompts changes nothing here"
+        told = self.view_prompts is not None or takes_camera(self.teacher)
+        if told or self.options.target != "mesh":
+            return None
+        return (
+            "the teacher is not told where the camera stands and may make a front on every side: "
+            "--view-prompts interpolated names the view in the prompt, --perp-neg keeps the others "
+            "away"
+        )
+
     def judged(self, x: Tensor) -> Tensor:
         """What `gradient` takes of images x [V, 3, H, W] in [-1, 1]: their latents, or themselves.
 

@@ -63,6 +63,7 @@ class GaussianTeacher:
     image_size: int = SIZE
     schedule: FlowSchedule = field(default_factory=FlowSchedule)
     deaf: bool = False
+    takes_camera: bool = True
     prompts: list[str] = field(default_factory=list)
     cameras: list[Tensor | None] = field(default_factory=list)
 
@@ -444,6 +445,20 @@ def test_view_prompts_that_the_teacher_cannot_tell_apart_are_said(tmp_path: Path
     events = run(config(view_prompts="discrete"), tmp_path, stop_after=1, deaf=True)
     (warning,) = [event for event in events if isinstance(event, Warning)]
     assert "--view-prompts" in warning.text
+
+
+def test_a_teacher_that_knows_the_view_by_words_alone_wants_them_said() -> None:
+    def said(*, takes_camera: bool, **changed: Any) -> str | None:
+        teacher = GaussianTeacher(takes_camera=takes_camera)
+        return supervise(options(**changed), teacher, "a mug", "").warning
+
+    warning = said(takes_camera=False)
+    assert warning is not None
+    assert "--view-prompts interpolated" in warning
+    assert said(takes_camera=True) is None
+    assert said(takes_camera=False, view_prompts="interpolated") is None
+    # A picture has one side.
+    assert said(takes_camera=False, target="image") is None
 
 
 # --- options ---------------------------------------------------------------------------------
