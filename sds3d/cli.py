@@ -69,20 +69,22 @@ def main(arguments: Sequence[str] | None = None, *, parts: Parts | None = None) 
     output, stop = Output(), Stop()
     with stop.listening(restore=arguments is not None):
         try:
-            return _run(words, output, stop, parts)
+            try:
+                return _run(words, output, stop, parts)
+            finally:
+                # A signal that comes just before is the KeyboardInterrupt below.
+                stop.end()
         except Sds3dError as error:
-            stop.end()
             code = stop.exit_code if isinstance(error, Interrupted) else error.exit_code
             return _fail(output, str(error), code)
         except KeyboardInterrupt:
             stop.end()
-            return _fail(output, "stopped", stop.exit_code)
+            return _fail(output, stop.way_on or "stopped", stop.exit_code)
         except BrokenPipeError:
             # Whoever read our stdout is gone; nothing more can be said there.
             silence_stdout()
             return EXIT_INTERNAL
         except Exception as error:
-            stop.end()
             return _fail_internally(output, error)
 
 

@@ -7,9 +7,18 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from .cli_call import Call
-from .errors import EXIT_FAILURES, EXIT_INTERNAL, EXIT_OK, ConfigError
+from .errors import (
+    EXIT_FAILURES,
+    EXIT_INTERNAL,
+    EXIT_OK,
+    ConfigError,
+    DistillationStopped,
+    Interrupted,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .events import Listener
     from .generate import Generated
 
@@ -42,6 +51,7 @@ def _generate(call: Call) -> int:
                 f"--resume goes on with the run's own options: leave out {', '.join(changed)}"
             )
         path = given.resume
+        _keeps_run(call, path)
         return _show(
             call,
             lambda listen: pipeline.resume(
@@ -58,6 +68,7 @@ def _generate(call: Call) -> int:
             config,
             on_event=listen,
             should_stop=call.stop,
+            on_folder=lambda folder: _keeps_run(call, folder),
             parts=call.parts,
             overwrite=given.overwrite,
         ),
@@ -70,8 +81,9 @@ def _batch(call: Call) -> int:
 
     given = call.parse(with_json(BatchConfig))
 
-    from .batch.run import run_batch
+    from .batch.run import BatchInterrupted, run_batch
 
+    call.stop.way_on = str(BatchInterrupted(given.config.out))
     with call.listening() as listen:
         summary = run_batch(given.config, on_event=listen, should_stop=call.stop)
     if not given.json:
@@ -97,6 +109,7 @@ def _export(call: Call) -> int:
 
     from .generate import export_run
 
+    _keeps_run(call, given.run)
     return _show(
         call,
         lambda listen: export_run(
@@ -134,8 +147,9 @@ def _evaluate(call: Call) -> int:
 
     given = call.parse(with_json(EvaluateConfig))
 
-    from .evaluate.run import evaluate
+    from .evaluate.run import EvaluationInterrupted, evaluate
 
+    call.stop.way_on = str(EvaluationInterrupted(given.config.out))
     with call.listening() as listen:
         summary = evaluate(given.config, listen, should_stop=call.stop, parts=call.parts)
     call.output.line(json.dumps(summary) if call.output.json else json.dumps(summary, indent=2))
@@ -147,6 +161,7 @@ def _distill(call: Call) -> int:
     from .distill.run import DistillConfig, distill
 
     given = call.parse(with_json(DistillConfig))
+    call.stop.way_on = str(DistillationStopped(given.config.out))
     with call.listening() as listen:
         folder = distill(given.config, listen, call.stop)
     if not given.json:
@@ -197,7 +212,11 @@ def _reproduce(call: Call) -> int:
     return _show(
         call,
         lambda listen: reproduce(
-            given.config, on_event=listen, should_stop=call.stop, parts=call.parts
+            given.config,
+            on_event=listen,
+            should_stop=call.stop,
+            on_folder=lambda folder: _keeps_run(call, folder),
+            parts=call.parts,
         ),
     )
 
@@ -209,6 +228,11 @@ def _show(call: Call, work: Callable[[Listener], Generated]) -> int:
     if not call.output.json:
         call.output.line(str(generated.folder))
     return EXIT_OK
+
+
+def _keeps_run(call: Call, folder: Path) -> None:
+    """Say how to go on with the run of that folder, whenever a signal stops the command."""
+    call.stop.way_on = str(Interrupted(folder))
 
 
 def _last_value(words: Sequence[str], flag: str) -> str | None:

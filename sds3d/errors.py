@@ -103,8 +103,9 @@ class Interrupted(Sds3dError):
 class DistillationStopped(Interrupted):
     """The user stopped a distillation; the same command goes on from its checkpoint."""
 
-    def __init__(self, folder: Path, step: int, steps: int) -> None:
-        Sds3dError.__init__(self, f"stopped; the same command goes on from step {step} of {steps}")
+    def __init__(self, folder: Path, step: int | None = None, steps: int | None = None) -> None:
+        where = "its last checkpoint" if step is None else f"step {step} of {steps}"
+        Sds3dError.__init__(self, f"stopped; the same command goes on from {where}")
         self.folder = folder
 
 

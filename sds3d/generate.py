@@ -129,6 +129,10 @@ def never_stop() -> bool:
     return False
 
 
+def ignore_folder(_: Path) -> None:
+    """An `on_folder` for callers that need not know."""
+
+
 def generate(
     config: GenerateConfig,
     *,
@@ -136,6 +140,7 @@ def generate(
     should_stop: ShouldStop = never_stop,
     should_finish: ShouldStop = never_stop,
     overwrite: bool = False,
+    on_folder: Callable[[Path], None] = ignore_folder,
     parts: Parts | None = None,
 ) -> Generated:
     """Make the mesh of a prompt in `config.out/<slug>-<key>/`.
@@ -144,7 +149,8 @@ def generate(
     `overwrite` starts it anew. `should_stop` is asked after every step: when it says yes, a
     checkpoint is kept and Interrupted raised. `should_finish` is asked as often: when it says yes,
     no more steps are made and the field is exported as it is; the result's "steps" then tell, and
-    the same call without it goes on to the last step. Raises the errors of `sds3d.errors`.
+    the same call without it goes on to the last step. `on_folder` is told the run's folder before
+    anything of the run is in it. Raises the errors of `sds3d.errors`.
     """
     make_writable_folder(config.out)
     parts = parts or _standard_parts(config)
@@ -160,6 +166,7 @@ def generate(
     check_embedded(config.optimize.embedded_guidance, teacher, second)
     seconds = {"teacher": time.perf_counter() - started}
     run = RunFolder.create(config, teacher.weights_sha256, on_event)
+    on_folder(run.path)
     with run.locked(), _interruptible(run):
         if not overwrite:
             _check_held(run, teacher)

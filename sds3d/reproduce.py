@@ -15,7 +15,7 @@ from .config import DeviceName, GenerateConfig
 from .config_json import ALGORITHM_VERSION, from_dict
 from .errors import ConfigError, PromptError, RunError
 from .events import Event, Listener, Result, Step, Warning, ignore_event
-from .generate import Generated, Parts, ShouldStop, generate, never_stop
+from .generate import Generated, Parts, ShouldStop, generate, ignore_folder, never_stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ def reproduce(
     *,
     on_event: Listener = ignore_event,
     should_stop: ShouldStop = never_stop,
+    on_folder: Callable[[Path], None] = ignore_folder,
     parts: Parts | None = None,
 ) -> Generated:
     """Generate anew with the recorded options and compare.
@@ -71,6 +72,7 @@ def reproduce(
         on_event=count_and_tell,
         should_stop=should_stop,
         should_finish=lambda: steps_done >= ended_at,
+        on_folder=on_folder,
         parts=parts,
     )
     for text in differences(recorded, generated.result):
