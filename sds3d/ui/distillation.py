@@ -164,7 +164,7 @@ class Distillation:
     def stop(self, keys: list[str]) -> list[Any]:
         """Stop the trainings that are shown; they go on from there when asked for again."""
         for training in filter(None, map(self.trainings.get, keys)):
-            training.stop.set()
+            self.trainings.stop(training)
         return self.refresh(keys)
 
     def refresh(self, keys: list[str]) -> list[Any]:

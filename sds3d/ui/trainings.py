@@ -1,23 +1,25 @@
 """Students in training: one process at a time, its events kept for whoever looks.
 
 The folder of a student is the truth: one that is there already is shown and not trained again,
-also after the server was started anew.
+also after the server was started anew. Those in training then and those that waited have their turn
+again, the former from its checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import re
 import threading
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sds3d.distill.run import DistillConfig
-from sds3d.errors import BadInput, ConfigError
+from sds3d.errors import BadInput, ConfigError, OutputError
+from sds3d.ui.kept_students import keep, kept
 from sds3d.ui.processes import CommandFailed, Processes
 
 PICTURE_SECONDS = 1.0
@@ -77,26 +79,36 @@ class Training:
 
 
 class Trainings:
-    """The queue of students below the folder `out`."""
+    """The queue of students below the folder `out`, which it takes up again where it was left."""
 
     def __init__(self, processes: Processes, out: Path) -> None:
         self.out = out
         self.processes = processes
         self._known: dict[str, Training] = {}
         self._queue: queue.Queue[Training | None] = queue.Queue()
-        self._waiting: deque[str] = deque()
+        # In training or waiting for it, in turn.
+        self._pending: list[Training] = []
         self._lock = threading.Lock()
+        self._closed = False
+        for config in kept(out):
+            self._enqueue(Training(config))
         self._thread = threading.Thread(target=self._work, name="trainings", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Train no more; the process that runs is ended by `Processes.close`."""
+        """Train no more; the process that runs is ended by `Processes.close`.
+
+        What is in training and what waits is for the next server.
+        """
+        with self._lock:
+            self._closed = True
         self._queue.put(None)
 
     def submit(self, config: DistillConfig) -> Training:
         """The training of this student, begun unless it is known or its folder is there.
 
-        Raises BadInput for one that asks for too much, and where too many are waiting.
+        Raises BadInput for one that asks for too much, and where too many are waiting, and
+        OutputError where it cannot be written down.
         """
         for name, value, most in (
             ("steps", config.steps, MOST_STEPS),
@@ -112,13 +124,20 @@ class Trainings:
             training = Training(config)
             if self.card(training) is not None:
                 training.state = "done"
-            elif len(self._waiting) >= MOST_WAITING:
+            elif sum(t.state == "waiting" for t in self._pending) >= MOST_WAITING:
                 raise BadInput(f"{MOST_WAITING} students are waiting: try again later")
             else:
-                self._waiting.append(training.key)
-                self._queue.put(training)
+                self._keep(training)
+                self._enqueue(training)
             self._known[training.key] = training
             return training
+
+    def stop(self, training: Training) -> None:
+        """End it within a step, or before it begins; the same again goes on from where it was."""
+        training.stop.set()
+        # Where it cannot be written down now, it is when the process has ended.
+        with self._lock, contextlib.suppress(OutputError):
+            self._keep()
 
     def get(self, key: str) -> Training | None:
         """The student of that name, in training here or made before; None for any other."""
@@ -184,13 +203,30 @@ class Trainings:
         # A folder of another name was renamed, and would be looked for where it is not.
         return Training(config, state="done") if config.folder.name == key else None
 
+    def _enqueue(self, training: Training) -> None:
+        self._known[training.key] = training
+        self._pending.append(training)
+        self._queue.put(training)
+
+    def _keep(self, *more: Training) -> None:
+        """Write down what is to be trained, for a server that comes after this one."""
+        if not self._closed:
+            keep(self.out, [t.config for t in (*self._pending, *more) if not t.stop.is_set()])
+
     def _work(self) -> None:
         while (training := self._queue.get()) is not None:
-            with self._lock:
-                self._waiting.remove(training.key)
-            if training.stop.is_set():
-                training.state, training.reason = "failed", "stopped before it began"
-                continue
+            self._train(training)
+            with self._lock, contextlib.suppress(OutputError):
+                self._pending.remove(training)
+                self._keep()
+
+    def _train(self, training: Training) -> None:
+        if training.stop.is_set():
+            training.state, training.reason = "failed", "stopped before it began"
+        elif self.card(training) is not None:
+            # It had just ended when the server before this one did.
+            training.state = "done"
+        else:
             training.state = "training"
             try:
                 self.processes.run(

@@ -18,10 +18,12 @@ from sds3d.distill.run import DistillConfig
 from sds3d.errors import BadInput, ConfigError
 from sds3d.ui import shipped, shipped_students
 from sds3d.ui.distillation import MOST, Distillation
+from sds3d.ui.kept_students import QUEUE, keep, kept
 from sds3d.ui.processes import CommandFailed, Processes
 from sds3d.ui.taxonomy import GROUNDS, TOYBOX, Catalogue, card_html, tree_html
 from sds3d.ui.trainings import MOST_WAITING, Training, Trainings
 
+COMMAND = (sys.executable, str(Path(__file__).with_name("command_with_fakes.py")))
 PLANE, LINE = "Six modes on a circle (2D)", "Two modes on a line (1D)"
 ADVANCED = (64, 1e-3)
 
@@ -319,6 +321,74 @@ def test_to_train_again_right_after_a_stop_is_no_part_of_what_was_stopped(
     again.stop.set()
     _until(lambda: not again.is_live)
     trainings.close()
+
+
+def test_a_server_that_comes_up_again_goes_on_with_who_trained_and_who_waited(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "students"
+
+    def config(method: str, **fields: Any) -> DistillConfig:
+        return DistillConfig(method=method, steps=4, picture_every=1.0, out=out, **fields)
+
+    wanted = [config("hangs"), config("meanflow", seed=7), config("sid", learning_rate=5e-4)]
+    first, given_up = Processes(tmp_path / "app.log", COMMAND), config("meanflow")
+    trainings = Trainings(first, out)
+    made = [trainings.submit(one) for one in [*wanted, given_up]]
+    _until(lambda: made[0].state == "training")
+    trainings.stop(made[3])
+    # As it lies on the disk: a server that is killed says nothing more.
+    killed = (out / QUEUE).read_bytes()
+    trainings.close()
+    first.close()
+    _until(lambda: not any(training.is_live for training in made))
+    assert (out / QUEUE).read_bytes() == killed
+
+    second = Processes(tmp_path / "app.log", COMMAND)
+    trainings = Trainings(second, out)
+    again = trainings.live()
+    assert [training.config for training in again] == wanted
+    assert trainings.submit(wanted[1]) is again[1]
+    _until(lambda: again[0].pictured is not None)
+    assert again[1].state == "waiting"
+    trainings.stop(again[0])
+    _until(lambda: again[2].state == "done")
+    assert (again[0].state, again[1].state) == ("failed", "done")
+    _until(lambda: kept(out) == [])
+    trainings.close()
+    second.close()
+
+
+def test_a_student_that_had_just_ended_is_not_trained_again(
+    processes: Processes, tmp_path: Path
+) -> None:
+    trainings = Trainings(processes, tmp_path)
+    done = trainings.submit(DistillConfig(method="sid", steps=4, picture_every=1.0, out=tmp_path))
+    _until(lambda: done.state == "done" and kept(tmp_path) == [])
+    trainings.close()
+    made_at = (done.config.folder / "student.json").stat().st_mtime_ns
+    keep(tmp_path, [done.config])
+    trainings = Trainings(processes, tmp_path)
+    _until(lambda: kept(tmp_path) == [])
+    assert [training.state for training in trainings.made("mixture")] == ["done"]
+    assert (done.config.folder / "student.json").stat().st_mtime_ns == made_at
+    trainings.close()
+
+
+def test_of_a_damaged_list_what_can_be_read_is_kept(tmp_path: Path) -> None:
+    config = DistillConfig(method="sid", out=tmp_path)
+    keep(tmp_path, [config, config])
+    listed = json.loads((tmp_path / QUEUE).read_text())
+    listed[0]["no_such_option"] = 1
+    for text, found in (
+        (json.dumps(listed), [config]),
+        (json.dumps([3, None, {"method": "sid", "steps": 0}]), []),
+        ("{", []),
+        ("{}", []),
+    ):
+        (tmp_path / QUEUE).write_text(text)
+        assert kept(tmp_path) == found
+    assert kept(tmp_path / "nowhere") == []
 
 
 def test_a_command_that_hangs_is_ended(processes: Processes, tmp_path: Path) -> None:
