@@ -7,9 +7,11 @@ anew; the batches load the teacher once for each worker, and the processors are 
 workers. An item is warm where its worker had made one before; of the items of a batch with W
 workers the first W to be finished are taken for those that were not. Prints for each way the
 seconds of a whole command, the items per hour with the start of the program and without it, and
-the median seconds of a warm item. With --json the last line is an object with `processors`,
-`items`, `steps`, `preset`, `cold_seconds` and `batches`, a list of objects with `way`, `workers`,
-`command_seconds`, `items_per_hour`, `warm_seconds` and `warm_items_per_hour`.
+the median seconds of a warm item; and what part of the time of its optimisation an item spent on
+pictures of the growing object, the largest of all items. With --json the last line is an object
+with `processors`, `items`, `steps`, `preset`, `cold_seconds` and `batches`, a list of objects with
+`way`, `workers`, `command_seconds`, `items_per_hour`, `warm_seconds`, `warm_items_per_hour`,
+`pictures` (of all items) and `picture_share`.
 """
 
 import argparse
@@ -24,6 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from sds3d.jobs.journal import JOURNAL
 
 
 def main() -> None:
@@ -62,13 +66,14 @@ def main() -> None:
         f"{args.prompt!r}, {args.preset}, {args.steps} steps, {args.items} items, "
         f"{os.cpu_count()} processors"
     )
-    print("way              command s   items/h   warm item s   items/h warm")
+    print("way              command s   items/h   warm item s   items/h warm   pictures")
     print(f"{'generate, cold':16s} {cold_seconds:9.1f} {3600 / cold_seconds:9.0f}")
     for made in batches:
         name = f"{made['way']}, {made['workers']}"
         print(
             f"{name:16s} {made['command_seconds']:9.1f} {made['items_per_hour']:9.0f} "
-            f"{made['warm_seconds']:13.1f} {made['warm_items_per_hour']:14.0f}"
+            f"{made['warm_seconds']:13.1f} {made['warm_items_per_hour']:14.0f} "
+            f"{made['pictures']:4d}, {made['picture_share']:.1%}"
         )
     if args.json:
         facts = {"processors": os.cpu_count(), "items": args.items, "steps": args.steps}
@@ -99,6 +104,7 @@ def _batch(args: argparse.Namespace, out: Path, way: str, workers: int) -> dict[
     made = [event for event in events if event["event"] == "item"]
     if any(item["outcome"] != "ok" for item in made) or len(made) != args.items:
         raise SystemExit(f"{way}, {workers} workers: not all items were made: {made}")
+    pictures = [_pictures(Path(item["folder"])) for item in made]
     warm_seconds = statistics.median(item["seconds"] for item in made[workers:])
     return {
         "way": way,
@@ -107,7 +113,17 @@ def _batch(args: argparse.Namespace, out: Path, way: str, workers: int) -> dict[
         "items_per_hour": round(3600 * args.items / seconds, 1),
         "warm_seconds": round(warm_seconds, 2),
         "warm_items_per_hour": round(3600 * workers / warm_seconds, 1),
+        "pictures": sum(count for count, _ in pictures),
+        "picture_share": round(max(share for _, share in pictures), 4),
     }
+
+
+def _pictures(folder: Path) -> tuple[int, float]:
+    """How many pictures of its growing object a run took, and their part of its optimisation."""
+    lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
+    seconds = [e["seconds"] for e in map(json.loads, lines) if e["event"] == "preview"]
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return len(seconds), sum(seconds) / result["seconds"]["optimize"]
 
 
 def _seconds(args: argparse.Namespace, words: list[str]) -> tuple[float, list[dict[str, Any]]]:

@@ -45,6 +45,10 @@ class OutputError(BadInput):
     """The output folder cannot be written or has no space left."""
 
 
+class DiskFull(OutputError):
+    """The disk or a quota had no room for what was to be written; what was saved before is kept."""
+
+
 class RunError(BadInput):
     """A run folder is not one, is not finished, or does not belong to this request."""
 
@@ -125,7 +129,7 @@ def is_write_error(error: OSError, folder: Path) -> bool:
 def output_error(error: OSError, folder: Path) -> OutputError:
     """The named error for a write under `folder` that the system refused."""
     if error.errno in _DISK_FULL:
-        return OutputError(
+        return DiskFull(
             f"no space left to write in {folder}: free some, then run the same command again; "
             "what was already saved is kept"
         )

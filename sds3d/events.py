@@ -93,9 +93,13 @@ class Health(_Event):
 
 @dataclass(frozen=True)
 class Preview(_Event):
-    """A picture of the object as it is now was written to `path`."""
+    """A picture of the object as it is now was written to `path`.
+
+    `seconds` is what it took of a run's time; None where it was not taken in the midst of one.
+    """
 
     path: Path
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

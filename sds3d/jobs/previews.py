@@ -56,14 +56,15 @@ class Ration:
 class Previewer:
     """Shown the loop's state after each step, now and then writes `growing.png` to the folder.
 
-    `taken` is told the picture's path. After the step `always_at` one is taken whatever it costs.
+    `taken` is told the picture's path and the seconds that it took. After the step `always_at` one
+    is taken whatever it costs.
     Draws from no generator of the run and changes nothing in it.
     """
 
     def __init__(
         self,
         folder: Path,
-        taken: Callable[[Path], None],
+        taken: Callable[[Path, float], None],
         ration: Ration,
         *,
         always_at: int | None = None,
@@ -93,7 +94,7 @@ class Previewer:
         if self._is_warm:
             self._shrink(cost)
         self._is_warm = True
-        self._taken(path)
+        self._taken(path, cost)
 
     def _shrink(self, cost: float) -> None:
         """Take smaller pictures from now on where those of this cost would come more rarely."""

@@ -15,6 +15,7 @@ from sds3d.config_json import folder_name
 from sds3d.device import resolve_device
 from sds3d.errors import (
     ConfigError,
+    DiskFull,
     EmptyField,
     Interrupted,
     PromptError,
@@ -131,9 +132,9 @@ class Running:
         except Interrupted:
             self._interrupted()
         except DiskLow as error:
-            # No fault of this job's, and the next one would find the same.
-            self.waits_for_disk = True
-            self._store.release(self.job.id, self._worker, reason=disk_reason(error))
+            self._wait_for_disk(error)
+        except DiskFull as error:
+            self._disk_was_full(error)
         except RunLocked as error:
             self._store.release(
                 self.job.id, self._worker, wait_seconds=LOCKED_WAIT_SECONDS, reason=str(error)
@@ -200,7 +201,7 @@ class Running:
 
         return Previewer(
             self._folder,
-            lambda path: self._hear(Preview(path)),
+            lambda path, seconds: self._hear(Preview(path, seconds)),
             Ration(),
             always_at=self.job.pause_at,
         )
@@ -249,9 +250,13 @@ class Running:
         else:
             self._store.release(self.job.id, self._worker)
 
-    def cancel(self) -> None:
-        """Cancel the job and remove its folder, unless that is another's or was there before."""
-        row = self._store.cancel(self.job.id, self._worker)
+    def cancel(self, made: tuple[State, int] | None = None) -> None:
+        """Cancel the job and remove its folder, unless that is another's or was there before.
+
+        `made` is what became of a run that ended before it heard of it, and its step.
+        """
+        folder = None if self._folder is None else self._folder.name
+        row = self._store.cancel(self.job.id, self._worker, folder=folder, made=made)
         if row is not None:
             begun = None if self._folder is None else self._folder.name
             discard_begun(self._store, self._out, row, begun, made_now=self._computed)
@@ -260,7 +265,28 @@ class Running:
         """Say how the job ended, unless it was to be cancelled meanwhile: then it is."""
         if self._store.finish(self.job.id, self._worker, state, **values) is None:
             # Where it is another worker's now, this does nothing either.
-            self.cancel()
+            self.cancel((state, values["step"]) if "step" in values else None)
+
+    def _wait_for_disk(self, error: DiskLow) -> None:
+        """Back to the queue: it is no fault of this job's, and the next one would find the same."""
+        self.waits_for_disk = True
+        self._store.release(self.job.id, self._worker, reason=disk_reason(error))
+
+    def _disk_was_full(self, error: DiskFull) -> None:
+        """The disk had no room in the midst of the run, whose last checkpoint is whole.
+
+        While it has none, the job waits for it as one that has not begun. Where there is room for
+        what else comes (a quota, a limit of single files, or what this run alone takes), it is
+        tried once more: a second time it is failed.
+        """
+        try:
+            check_disk(self._out, self._bench.limits)
+        except DiskLow as low:
+            self._wait_for_disk(low)
+        else:
+            self._store.count_failure(
+                self.job.id, self._worker, error=type(error).__name__, reason=str(error)
+            )
 
     def _end(self, state: State, error: Sds3dError) -> None:
         self._finish(state, error=type(error).__name__, reason=str(error))

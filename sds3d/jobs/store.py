@@ -20,6 +20,8 @@ from sds3d.jobs.store_reader import FIELDS, StoreReader, in_states
 
 MAX_FAILURES = 2
 """A job that ended its worker this often is failed."""
+MOST_WAIT_SECONDS = 60.0
+"""A job that waits for a time is given to a worker after so long at the latest."""
 
 
 class Store(StoreReader):
@@ -146,9 +148,10 @@ class Store(StoreReader):
                 f"UPDATE jobs SET state = iif(request IS NULL, '{State.RUNNING}', "
                 f"'{State.STOPPING}'), worker = ?, started = ?, finished = NULL, reason = NULL, "
                 "error = NULL WHERE id = (SELECT id FROM jobs WHERE state = 'queued' AND "
-                "not_before <= ? ORDER BY turn LIMIT 1) AND state = 'queued' "
+                # A time that is too far off was set before the clock was put back.
+                "(not_before <= ? OR not_before > ?) ORDER BY turn LIMIT 1) AND state = 'queued' "
                 f"RETURNING {FIELDS}",
-                (worker, now, now),
+                (worker, now, now, now + MOST_WAIT_SECONDS),
             ).fetchall()
         return job_of(found[0]) if found else None
 
@@ -180,15 +183,33 @@ class Store(StoreReader):
             },
         )
 
-    def cancel(self, job_id: str, worker: str) -> Job | None:
-        """Cancel an active job as its worker; None where it no longer is."""
+    def cancel(
+        self,
+        job_id: str,
+        worker: str,
+        *,
+        folder: str | None = None,
+        made: tuple[State, int] | None = None,
+    ) -> Job | None:
+        """Cancel an active job as its worker; None where it no longer is.
+
+        `made` says that its run in `folder` came to that state and step before it could be
+        cancelled. A continuation there has taken the place of what the job was before, and nothing
+        can be taken back: then it is what its folder holds.
+        """
+        given = (worker,)
         with self._database.transaction() as connection:
-            return self._cancel_in(connection, job_id, ACTIVE, "worker = ?", (worker,))
+            return self._cancel_in(
+                connection, job_id, ACTIVE, "worker = ?", given, folder=folder, made=made
+            )
 
     def release(
         self, job_id: str, worker: str, *, wait_seconds: float = 0, reason: str | None = None
     ) -> Job | None:
-        """Put an active job back to its old place in the queue as its worker, or instead of it."""
+        """Put an active job back to its old place in the queue as its worker, or instead of it.
+
+        No worker is given it for `wait_seconds`, and no longer though the clock be put back.
+        """
         return self._move(
             job_id,
             ACTIVE,
@@ -198,7 +219,7 @@ class Store(StoreReader):
             worker=None,
             reason=reason,
             eta_seconds=None,
-            not_before=self._now() + wait_seconds,
+            not_before=self._now() + min(wait_seconds, MOST_WAIT_SECONDS),
         )
 
     def degrade(
@@ -311,8 +332,11 @@ class Store(StoreReader):
         before: Collection[State],
         where: str,
         given: tuple[object, ...],
+        *,
+        folder: str | None = None,
+        made: tuple[State, int] | None = None,
     ) -> Job | None:
-        """Cancelled, or as it was before it was continued."""
+        """Cancelled, or as it was before it was continued, or as its folder is by now."""
         found = connection.execute(
             f"SELECT previous FROM jobs WHERE id = ? AND {in_states(before)} AND {where}",
             (job_id, *given),
@@ -321,6 +345,8 @@ class Store(StoreReader):
             return None
         previous = json.loads(found[0]["previous"] or "{}")
         state = State(previous.pop("state", State.CANCELLED))
+        if made is not None and folder is not None and previous.get("folder") == folder:
+            state, previous["step"] = made
         if "config" in previous:
             previous["config"] = json.dumps(previous["config"])
         ended = {"worker": None, "finished": self._now(), "eta_seconds": None, "previous": None}

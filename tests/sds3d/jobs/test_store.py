@@ -16,7 +16,7 @@ from sds3d.errors import OutputError
 from sds3d.jobs.errors import QueueFull, StoreError, UnknownJob
 from sds3d.jobs.limits import LimitsConfig, check_queue
 from sds3d.jobs.states import ACTIVE, FINISHED, TRANSITIONS, Request, State
-from sds3d.jobs.store import Store
+from sds3d.jobs.store import MOST_WAIT_SECONDS, Store
 
 MakeConfig = Callable[..., GenerateConfig]
 
@@ -226,6 +226,30 @@ def test_a_released_job_keeps_its_place_and_waits_its_time(
         assert claimed is not None
         assert claimed.id == first.id
         assert claimed.reason is None
+
+
+@pytest.mark.parametrize("back", [3.0 * 3600, 30.0])
+def test_a_clock_that_is_put_back_holds_no_job(
+    path: Path, make_config: MakeConfig, back: float
+) -> None:
+    now = [100_000.0]
+    with Store(path, now=lambda: now[0]) as store:
+        job = store.submit(make_config())
+        store.claim("w")
+        store.release(job.id, "w", wait_seconds=2)
+        assert store.claim("w") is None
+        now[0] -= back
+        claimed = store.claim("w")
+        if claimed is None:
+            now[0] += MOST_WAIT_SECONDS
+            claimed = store.claim("w")
+        assert claimed is not None
+        assert claimed.id == job.id
+        # Nobody waits longer than can be told from such a jump.
+        store.release(job.id, "w", wait_seconds=1e9)
+        assert store.claim("w") is None
+        now[0] += MOST_WAIT_SECONDS
+        assert store.claim("w") is not None
 
 
 def test_a_continuation_goes_behind_the_queue_and_its_cancelling_gives_back_what_was(

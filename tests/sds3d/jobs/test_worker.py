@@ -1,6 +1,7 @@
 """One job after another in this process: stop, continue, cancel, and every way to fail."""
 
 import dataclasses
+import functools
 import json
 import threading
 import time
@@ -25,6 +26,7 @@ from sds3d.jobs.limits import LimitsConfig
 from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import Request, State
+from sds3d.jobs.watch import Watch
 from sds3d.jobs.worker import Worker
 from sds3d.optimize import optimize
 from sds3d.optimize_config import OptimizeConfig, RefineOptions
@@ -279,6 +281,36 @@ def test_to_cancel_a_continuation_gives_back_the_stopped_run(
     assert _hashes(service, back) == _hashes(service, done)
 
 
+def test_a_continuation_that_was_made_before_it_heard_of_its_cancelling_is_what_it_made(
+    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+) -> None:
+    """It goes on in the stopped run's own folder, where the new result is that run's now."""
+    job = service.submit(make_config())
+    make_worker(loop=_asking(fakes, 4, lambda: service.stop(job.id)).optimize).run_next()
+    folder = service.get(job.id).folder
+
+    def cancelled_in_the_export(*args: Any) -> Any:
+        written = fakes.write_files(*args)
+        service.cancel(job.id)
+        return written
+
+    service.continue_(job.id)
+    asking = _asking(fakes, 7, lambda: service.stop(job.id))
+    make_worker(loop=asking.optimize, write_files=cancelled_in_the_export).run_next()
+    back = service.get(job.id)
+    assert (back.state, back.step, back.folder) == (State.STOPPED, 7, folder)
+    assert (service.result(back) or {})["steps"] == 7
+    service.continue_(job.id)
+    make_worker(write_files=cancelled_in_the_export).run_next()
+    back = service.get(job.id)
+    assert (back.state, back.step, back.folder) == (State.DONE, 10, folder)
+    assert (service.result(back) or {})["steps"] == 10
+    assert back.worker is None
+    # It is continued as any that is done.
+    with pytest.raises(WrongState, match="how many more"):
+        service.continue_(job.id)
+
+
 def _folders(service: JobService) -> set[str]:
     return {path.name for path in service.out.iterdir() if path.is_dir()}
 
@@ -459,10 +491,23 @@ def test_a_defect_is_tried_once_more_and_then_failed(
 
 
 def test_a_job_that_is_too_slow_is_failed_with_its_checkpoint(
-    service: JobService, make_config: MakeConfig, make_worker: MakeWorker, fakes: SimpleNamespace
+    service: JobService,
+    make_config: MakeConfig,
+    make_worker: MakeWorker,
+    fakes: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job = service.submit(make_config(), timeout_seconds=0.05)
-    make_worker(loop=fakes.Loop(step_seconds=0.02)).run_next()
+    now = [0.0]
+
+    def pass_time() -> None:
+        # Longer than the store is not asked.
+        now[0] += 61.0
+
+    monkeypatch.setattr(running, "Watch", functools.partial(Watch, now=lambda: now[0]))
+    job = service.submit(make_config(), timeout_seconds=60)
+    asking = _asking(fakes, 4, pass_time)
+    make_worker(loop=asking.optimize).run_next()
+    assert asking.loop.steps_done == 4
     failed = service.get(job.id)
     assert (failed.state, failed.error) == (State.FAILED, "Timeout")
     folder = service.folder(failed)
