@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from core.discrete_schedule import DiscreteVPSchedule
+from core.transfer import to_device
 
 __all__ = [
     "CosineSchedule",
@@ -271,4 +272,4 @@ def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
     A CPU generator thus gives the same noise to x on any device.
     """
     noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
-    return noise.to(x.device)
+    return to_device(noise, x.device)

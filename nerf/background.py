@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nerf.transfer import to_device
+
 __all__ = ["BackgroundConfig", "random_background"]
 
 
@@ -45,7 +47,7 @@ def random_background(
     """
     config = config or BackgroundConfig()
     draw = torch.rand(n_views, 4, generator=generator, device=generator.device, dtype=dtype)
-    draw = draw.to(device)
+    draw = to_device(draw, device)
     sort, colour = draw[:, :1], draw[:, 1:]
     white = sort < config.white_probability
     grey = sort < config.white_probability + config.grey_probability

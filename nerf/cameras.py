@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nerf.transfer import to_device
+
 __all__ = ["camera_rays", "orbit_c2w", "project"]
 
 MAX_ELEVATION_DEG = 89.999
@@ -33,16 +35,16 @@ def orbit_c2w(
 
     azimuth_deg, elevation_deg: degrees; distance: world units, positive. Numbers or [V] tensors,
     broadcast together. Elevations are clamped to +-89.999 degrees, where "up" is still defined.
-    Device and dtype are the arguments' own where tensors are given and `device` is not.
+    Device and dtype are the arguments' own where tensors are given and `device` is not. Poses are
+    made where the arguments are and then sent to `device`, so that no device is waited for.
     """
     given = [v for v in (azimuth_deg, elevation_deg, distance) if isinstance(v, Tensor)]
-    if device is None:
-        device = given[0].device if given else torch.device("cpu")
+    home = given[0].device if given else torch.device("cpu")
     if given:
         dtype = given[0].dtype if given[0].is_floating_point() else dtype
 
     def column(value: Tensor | Sequence[float] | float) -> Tensor:
-        return torch.atleast_1d(torch.as_tensor(value, device=device, dtype=dtype))
+        return torch.atleast_1d(torch.as_tensor(value, device=home, dtype=dtype))
 
     azimuth, elevation, radius = torch.broadcast_tensors(
         column(azimuth_deg), column(elevation_deg), column(distance)
@@ -56,13 +58,13 @@ def orbit_c2w(
     backward = torch.stack([cos_el * sin_az, sin_el, cos_el * cos_az], dim=-1)
     right = torch.stack([cos_az, torch.zeros_like(cos_az), -sin_az], dim=-1)
     up = torch.linalg.cross(backward, right)
-    c2w = torch.zeros(radius.shape[0], 4, 4, device=device, dtype=dtype)
+    c2w = torch.zeros(radius.shape[0], 4, 4, device=home, dtype=dtype)
     c2w[:, :3, 0] = right
     c2w[:, :3, 1] = up
     c2w[:, :3, 2] = backward
     c2w[:, :3, 3] = radius[:, None] * backward
     c2w[:, 3, 3] = 1
-    return c2w
+    return c2w if device is None else to_device(c2w, device)
 
 
 def camera_rays(
@@ -107,7 +109,11 @@ def project(
 
 def _half_height(c2w: Tensor, fovy_deg: Tensor | float) -> Tensor:
     """tan(fovy / 2) per view, [V]."""
-    fovy = torch.as_tensor(fovy_deg, device=c2w.device, dtype=c2w.dtype)
+    # A number stays on the host until it is all that the device needs.
+    fovy = torch.as_tensor(fovy_deg, dtype=c2w.dtype)
     if bool(((fovy <= 0) | (fovy >= 180)).any()):
         raise ValueError("fovy_deg must lie between 0 and 180 degrees")
-    return torch.tan(fovy * (math.pi / 360)).expand(c2w.shape[0])
+    half = torch.tan(fovy * (math.pi / 360))
+    if half.ndim == 0 and half.device != c2w.device:
+        return c2w.new_full((c2w.shape[0],), float(half))
+    return half.to(c2w.device).expand(c2w.shape[0])

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nerf.transfer import to_device
+
 __all__ = ["normal_smoothness", "opacity_entropy", "orientation_loss"]
 
 
@@ -56,7 +58,7 @@ def normal_smoothness(
     shift = torch.randn(
         positions.shape, generator=generator, device=generator.device, dtype=positions.dtype
     )
-    neighbours = positions.detach() + distance * shift.to(positions.device)
+    neighbours = positions.detach() + distance * to_device(shift, positions.device)
     here, there = normals_at(torch.cat([positions.detach(), neighbours])).chunk(2)
     share = weights.detach() / weights.detach().sum().clamp(min=1e-8)
     return (share * (here - there).square().sum(dim=-1)).sum()

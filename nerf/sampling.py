@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nerf.cuda import march as march_cuda
 from nerf.cuda import rays as ray_kernels
+from nerf.transfer import to_device
 
 __all__ = ["RaySamples", "intersect_aabb", "march", "march_reference", "ray_jitter"]
 
@@ -86,7 +87,7 @@ def intersect_aabb(
 def ray_jitter(n_rays: int, generator: torch.Generator, like: Tensor) -> Tensor:
     """Shift of each ray's intervals as a fraction of the step, [R], uniform in [0, 1)."""
     jitter = torch.rand(n_rays, generator=generator, device=generator.device, dtype=like.dtype)
-    return jitter.to(like.device)
+    return to_device(jitter, like.device)
 
 
 def march(

@@ -11,7 +11,7 @@ from core.denoiser import Conditioning
 from core.schedule import diffuse, noise_like
 from core.teachers.teacher import TrainableDenoiser
 
-from .optimizer_state import gradients_finite, load_moments, moments_of
+from .optimizer_state import all_finite, load_moments, moments_of
 
 __all__ = ["FakeScore"]
 
@@ -46,7 +46,7 @@ class FakeScore:
         loss = (prediction.value - target).square().flatten(1).sum(dim=1).mean()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        return bool(torch.isfinite(loss)) and gradients_finite(self._parameters)
+        return bool(all_finite(loss, self._parameters))
 
     def step(self, rate_scale: float) -> None:
         """Adam's step with this share of the learning rate."""

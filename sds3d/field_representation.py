@@ -100,7 +100,8 @@ class FieldRepresentation(nn.Module):
         return ring(count, elevation_deg)
 
     def show(self, views: Views, progress: float, generator: torch.Generator) -> Shown:
-        background = random_background(len(views.azimuth_deg), generator).to(self.device)
+        count = len(views.azimuth_deg)
+        background = random_background(count, generator, device=self.device)
         return self.shown(self.field, background, views, progress, generator)
 
     def shown(

@@ -64,7 +64,7 @@ class LatentFieldRepresentation(FieldRepresentation):
         return (*groups, ParameterGroup(parameters=[self.reading], learning_rate=rate))
 
     def show(self, views: Views, progress: float, generator: torch.Generator) -> Shown:
-        colors = random_background(len(views.azimuth_deg), generator).to(self.device)
+        colors = random_background(len(views.azimuth_deg), generator, device=self.device)
         share = self.options.rgb_refinement
         if share > 0 and progress >= 1 - share:
             return self.shown(self.colored, colors, views, progress, generator)

@@ -20,14 +20,16 @@ from torch import Tensor
 from core.denoiser import Conditioning, Denoiser
 from core.distillation.score.sds import surrogate_loss
 from core.teachers.teacher import LatentTeacher, free_text_encoders
+from core.transfer import to_device
 
 from .agreement import is_due, is_kept, measure_agreement
 from .config import GenerateConfig
+from .cuda_graphs import asked_by_graphs
 from .errors import Diverged, is_out_of_memory
 from .events import HEALTH_INTERVAL, SOUND, Event, Health, Step, Warning
 from .latent_representation import latent_reading
 from .optimize_config import OptimizeConfig
-from .optimizer_state import gradients_finite, load_moments, moments_of
+from .optimizer_state import all_finite, load_moments, moments_of
 from .representation import Representation
 from .resize import at_size
 from .runs import CheckpointFile
@@ -114,8 +116,21 @@ def optimize(
     Diverged is raised. Where memory does not suffice for a step, the last whole state is saved.
     Raises the errors of `sds3d.errors`.
     """
-    options = config.optimize
     loop = Optimization(config, teacher, particles)
+    # After the teacher has been copied, where it is: a copy that learns must not be replayed.
+    with asked_by_graphs(config.optimize, teacher, on_event):
+        return _run(loop, config, checkpoint, on_event, should_stop, observe)
+
+
+def _run(
+    loop: Optimization,
+    config: GenerateConfig,
+    checkpoint: CheckpointFile | None,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+    observe: Callable[[Optimization], None] | None,
+) -> Optimized:
+    options = config.optimize
     if loop.supervision.warning is not None:
         on_event(Warning(loop.supervision.warning))
     if checkpoint is not None and (state := checkpoint.load()) is not None:
@@ -177,7 +192,7 @@ def optimize(
                 resolution=report.resolution,
             )
         )
-        if loop.step % HEALTH_INTERVAL == 0 or loop.step == options.total_steps:
+        if loop.is_judged:
             if report.complaint != loop.complaint:
                 on_event(Health(report.complaint or SOUND))
             loop.complaint = report.complaint
@@ -222,7 +237,7 @@ def _kept_snapshot(tensors: dict[str, Tensor], meta: dict[str, Any]) -> _State |
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one step saw."""
+    """What one step saw; the complaint is the earlier one where the step is not judged."""
 
     finite: bool
     timestep: float
@@ -276,6 +291,11 @@ class Optimization:
         self.complaint: str | None = None
         self.agreement: dict[int, float] = {}
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether what was made is judged after this many steps; it takes reading pictures back."""
+        return self.step % HEALTH_INTERVAL == 0 or self.step == self.options.total_steps
+
     def advance(self, clock: StepClock) -> StepReport:
         """One step: look, ask, move."""
         options = self.options
@@ -292,7 +312,8 @@ class Optimization:
         x = resized(shown.images, self.teacher, latent=shown.latent)
         clock.lap("render")
 
-        t = sample_timesteps(options, progress, len(x), generator, together).to(self.device)
+        times = sample_timesteps(options, progress, len(x), generator, together)
+        t = to_device(times, self.device)
         judged = x if shown.latent else self.supervision.judged(2.0 * x - 1.0)
         gradient = self.supervision.gradient(judged.detach(), t, views, generator)
         clock.lap("teacher")
@@ -302,7 +323,11 @@ class Optimization:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         clock.lap("backward")
-        finite = bool(torch.isfinite(loss)) and gradients_finite(particle.parameters())
+        # All that the host reads of a step's numbers, in one wait for the device.
+        sound = all_finite(loss, particle.parameters())
+        opacity = shown.opacity.mean()
+        sound, opacity = torch.stack([sound.to(opacity.dtype), opacity]).tolist()
+        finite = sound == 1.0
         fake = self.supervision.fake
         if fake is not None:
             cond = self.supervision.condition(views)
@@ -316,12 +341,12 @@ class Optimization:
         clock.lap("update")
         report = StepReport(
             finite=finite,
-            timestep=float(t.mean()),
-            opacity=float(shown.opacity.mean()),
+            timestep=float(times.mean()),
+            opacity=opacity,
             rays=shown.opacity.numel(),
             samples=shown.samples,
             resolution=shown.images.shape[-1],
-            complaint=particle.complaint(shown),
+            complaint=particle.complaint(shown) if self.is_judged else self.complaint,
         )
         clock.lap("rest")
         return report

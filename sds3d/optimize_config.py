@@ -222,6 +222,8 @@ class OptimizeConfig:
     encoding: EncodingName = field(default="auto", metadata=ADDED_LATER)
     """What computes the hash grid: our CUDA kernels, tinycudann, Numba on the CPU, or plain torch;
     auto takes the fastest that works here."""
+    cuda_graphs: bool = field(default=False, metadata=ADDED_LATER)
+    """On CUDA, replay the teacher's network as one launch, for a little more memory."""
     field: FieldOptions = field(default_factory=FieldOptions)
     image: ImageOptions = dataclasses.field(default=_IMAGE_DEFAULTS, metadata=ADDED_LATER)
     refine: RefineOptions = dataclasses.field(default=_REFINE_DEFAULTS, metadata=ADDED_LATER)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gradients_finite", "load_moments", "moments_of"]
+__all__ = ["all_finite", "load_moments", "moments_of"]
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -29,7 +29,10 @@ def load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def gradients_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether no gradient holds NaN or infinity; one look at the device for all of them."""
+def all_finite(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Whether neither the loss nor a gradient holds NaN or infinity: a bool scalar on the device.
+
+    Where it is read the host waits, so that it is read together with what else a step wants.
+    """
     squares = [p.grad.square().sum() for p in parameters if p.grad is not None]
-    return bool(torch.isfinite(torch.stack(squares)).all())
+    return torch.isfinite(torch.stack([loss.detach(), *squares])).all()

@@ -40,6 +40,7 @@ from core.teachers.teacher import (
     views_per_object,
 )
 from core.timesteps import Pace, TimestepPolicy, TimestepWindow, WeightedNonIncreasing
+from core.transfer import to_device
 
 from .embedded_guidance import embed
 from .errors import ConfigError
@@ -239,7 +240,8 @@ class Supervision:
         if not self.options.camera_conditioning:
             return cond
         device = None if cond.text is None else cond.text.device
-        return cond.with_camera(views.camera.to(device), drop_in_uncond=self._camera_dropped)
+        camera = views.camera if device is None else to_device(views.camera, device)
+        return cond.with_camera(camera, drop_in_uncond=self._camera_dropped)
 
 
 _FAKE_STEP = -(10**6)

@@ -20,6 +20,7 @@ from nerf import mesh as meshes
 from nerf.background import random_background
 from nerf.cameras import orbit_c2w
 from nerf.shading import lambertian
+from nerf.transfer import to_device
 
 from .config import GenerateConfig
 from .errors import EmptyField
@@ -95,14 +96,14 @@ class SurfaceRepresentation(nn.Module):
     def show(self, views: Views, progress: float, generator: torch.Generator) -> Shown:
         """One field of view and one share of ambient light for the step, a lamp for each view."""
         refine, count = self.options.refine, len(views.azimuth_deg)
-        background = random_background(count, generator).to(self.device)
+        background = random_background(count, generator, device=self.device)
         low, high = refine.refine_fovy_range_deg
         zoom, light = torch.rand(2, generator=generator).tolist()
         ambient = LEAST_AMBIENT + (1 - LEAST_AMBIENT) * light
         shift = LAMP_SHIFT * torch.randn(count, 3, generator=generator)
         vertices, faces = self.surface.mesh()
         c2w = self._cameras(views)
-        lamps = c2w[:, :3, 3] + shift.to(self.device)
+        lamps = c2w[:, :3, 3] + to_device(shift, self.device)
 
         def shader(points: Tensor, normals: Tensor, view: Tensor) -> Tensor:
             albedo = self.field(points)[1]

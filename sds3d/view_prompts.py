@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.denoiser import Conditioning
+from core.transfer import to_device
 
 from .views import Views
 
@@ -104,7 +105,8 @@ class ViewPrompts:
         """The conditioning of each view, without a camera: B = V samples."""
         text, mask = self.texts.text, self.texts.text_mask
         assert text is not None
-        weights = view_weights(views, interpolated=self.interpolated).to(text.device)
+        weights = view_weights(views, interpolated=self.interpolated)
+        weights = to_device(weights, text.device)
         if mask is not None:
             mask = ((weights[:, :, None] > 0) & mask[None]).any(dim=1)
         mixed = torch.einsum("vk,kld->vld", weights.to(text.dtype), text)
@@ -121,7 +123,7 @@ class ViewPrompts:
         conds = [self.texts.select([index]).expand(count) for index in (0, 1)]
         weights = perp_neg_weights(views, interpolated=self.interpolated)
         device = None if self.texts.text is None else self.texts.text.device
-        return conds, weights.to(device)
+        return conds, weights if device is None else to_device(weights, device)
 
     @property
     def are_one(self) -> bool:

@@ -497,12 +497,12 @@ def test_a_field_from_which_all_matter_vanished_goes_on_and_says_so(
 
 
 def test_a_complaint_that_is_no_longer_true_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    at_step = {2: "fog: a", 4: "fog: a", 10: "empty: b"}
+    at_look = {1: "fog: a", 2: "fog: a", 5: "empty: b"}
     looks: list[None] = []
 
     def judge(*_: Any) -> str | None:
         looks.append(None)
-        return at_step.get(len(looks))
+        return at_look.get(len(looks))
 
     monkeypatch.setattr(loop_module, "HEALTH_INTERVAL", 2)
     monkeypatch.setattr(field_representation.FieldRepresentation, "complaint", judge)
@@ -510,6 +510,7 @@ def test_a_complaint_that_is_no_longer_true_is_taken_back(monkeypatch: pytest.Mo
     result = run(config(steps=10), events=events)
     assert [e.text for e in events if isinstance(e, Health)] == ["fog: a", SOUND, "empty: b"]
     assert result.health == ["empty: b"]
+    assert len(looks) == 5  # every second step: to look means to wait for the device
 
 
 # --- events ----------------------------------------------------------------------------------
