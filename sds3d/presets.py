@@ -50,6 +50,11 @@ _METHODS_OWN: dict[str, dict[str, Any]] = {
 """What a method cannot do without, where other options have defaults that it cannot have."""
 
 
+def defaults_of_method(method: str) -> dict[str, Any]:
+    """The options, by name, that a method cannot do without and most presets have otherwise."""
+    return dict(_METHODS_OWN.get(method, {}))
+
+
 def with_method(options: OptimizeConfig, method: str) -> OptimizeConfig:
     """`options` as defaults beside --method: what they lack for it is the method's own.
 

@@ -17,7 +17,7 @@ from sds3d.config_json import from_dict, to_dict
 from sds3d.errors import ConfigError
 from sds3d.jobs.job import Job
 from sds3d.jobs.service import JobService
-from sds3d.presets import PRESETS, generate_config
+from sds3d.presets import PRESETS, defaults_of_method, generate_config, with_teacher
 from sds3d.ui.examples import Example, load_examples
 from sds3d.ui.files import OBJ_ZIP, download_name, job_file, obj_zip
 from sds3d.ui.options import place_of
@@ -56,7 +56,11 @@ class Wish:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self) -> GenerateConfig:
-        """The options of the run. Raises ConfigError, of a wrong type too, and PromptError."""
+        """The options of the run. Raises ConfigError, of a wrong type too, and PromptError.
+
+        What the method and the teacher want of their own is a default here as it is on the command
+        line: what was asked for wins over it.
+        """
         for name in ("prompt", "negative_prompt", "preset", "teacher"):
             require_text(name, getattr(self, name))
         if type(self.seed) is not int:
@@ -74,12 +78,19 @@ class Wish:
         )
         # All at once, because some options only go together; and with their types looked at.
         document = to_dict(config)
-        for name, value in self._options(config).items():
+        asked = self._options(config)
+        method = asked.get("method")
+        own = {}
+        if isinstance(method, str) and method != config.optimize.method:
+            own = defaults_of_method(method)
+        for name, value in (own | asked).items():
             part = document
             for key in place_of(name) or ("optimize",):
                 part = part[key]
             part[name] = value
-        return from_dict(document)
+        config = from_dict(document)
+        optimize = with_teacher(config.optimize, config.teacher, set(asked))
+        return dataclasses.replace(config, optimize=optimize)
 
     def _options(self, config: GenerateConfig) -> dict[str, Any]:
         named = ("steps", "guidance_scale", "resolution", "max_faces", "texture_size")

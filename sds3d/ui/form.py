@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import gradio as gr
 
 from sds3d.config import GenerateConfig, PresetName
-from sds3d.errors import ConfigError
-from sds3d.presets import PRESETS, generate_config
+from sds3d.errors import ConfigError, Sds3dError
+from sds3d.presets import PRESETS, defaults_of_method, generate_config
+from sds3d.teacher_needs import TeacherNeeds, fitted, needs_of
+from sds3d.ui import pieces
 from sds3d.ui.desk import Wish
 from sds3d.ui.options import Choice, all_choices, choices, read_values, values_of
 
@@ -20,6 +23,11 @@ OPEN_GROUP = "Method"
 HEAD = ("prompt", "negative_prompt", "seed", "preset", "teacher")
 FIELDS = len(HEAD) + len(all_choices())
 """How many inputs the form has."""
+
+_NAMES = tuple(choice.name for choice in all_choices())
+
+Filled = dict[str, tuple[Any, Any]]
+"""What the form filled in by itself, by the option's name: the value before, and that."""
 
 
 class Form:
@@ -58,7 +66,10 @@ class Form:
             info="The diffusion model that judges the object"
             + (", or the folder of one" if self.any_teacher else ""),
             allow_custom_value=self.any_teacher,
+            elem_id="teacher",
         )
+        self.wants = gr.HTML(apply_default_css=False, elem_id="wants")
+        self.filled = gr.State({})
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self._build_options()
 
@@ -89,11 +100,66 @@ class Form:
         known = self.any_teacher or wanted in self.teachers
         return wanted if wanted and known else self.teachers[0]
 
+    def choose_preset(self, preset: str) -> list[Any]:
+        """The preset's teacher and options, and what `fit` makes of them."""
+        teacher = self.teacher_for(preset)
+        values = dict(zip(_NAMES, preset_values(preset), strict=True))
+        said, changed = self._wanted(preset, teacher, values)
+        filled = {name: (values[name], value) for name, value in changed.items()}
+        return [teacher, said, filled, *(values | changed).values()]
+
+    def fit(self, preset: str, teacher: str | None, filled: Filled, *values: Any) -> list[Any]:
+        """What teacher and method want of the other options, said and filled in.
+
+        What was filled in for those that were chosen before, and not changed since, goes back to
+        what it was. Where the fields hold what is no value, nothing is filled in.
+        """
+        now = dict(zip(_NAMES, values, strict=True))
+        back = {k: was for k, (was, value) in (filled or {}).items() if now.get(k) == value}
+        plain = now | back
+        said, changed = self._wanted(preset, teacher or "", plain)
+        wanted = plain | changed
+        fields = [gr.skip() if wanted[k] == now[k] else wanted[k] for k in _NAMES]
+        return [said, {k: (plain[k], value) for k, value in changed.items()}, *fields]
+
+    def _wanted(
+        self, preset: str, teacher: str, values: dict[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """What to say, and the values by name that are to be other ones than the form has."""
+        # Of another one than may be asked for nothing is looked up.
+        teacher = teacher if self.any_teacher or teacher in self.teachers else ""
+        needs = needs_of(teacher) if teacher else TeacherNeeds()
+        method = values["method"]
+        try:
+            plain = generate_config(cast(PresetName, preset), prompt="(prompt)")
+            own = {} if method == plain.optimize.method else defaults_of_method(method)
+            changed = {
+                choice.name: own[choice.name]
+                for choice in all_choices()
+                if choice.name in own and choice.read(values[choice.name]) != own[choice.name]
+            }
+            form = ("(prompt)", "", 0, preset, teacher, *(values | changed).values())
+            config = wish_of_form(*form).config()
+            fits = fitted(config.optimize, teacher, needs)
+        except Sds3dError:
+            return _said(needs, {}), {}
+        before, after = values_of(config), values_of(dataclasses.replace(config, optimize=fits))
+        pairs = zip(_NAMES, before, after, strict=True)
+        changed |= {name: new for name, old, new in pairs if new != old}
+        return _said(needs, changed), changed
+
     def bind(self, quiet: dict[str, Any]) -> None:
         """What happens within the form; `quiet` are gradio's options of a handler."""
         options = list(self.options.values())
-        self.preset.input(preset_values, self.preset, options, **quiet)
-        self.preset.input(self.teacher_for, self.preset, self.teacher, **quiet)
+        said = [self.wants, self.filled, *options]
+        self.preset.input(self.choose_preset, self.preset, [self.teacher, *said], **quiet)
+        gr.on(
+            [self.teacher.input, self.options["method"].input],
+            self.fit,
+            [self.preset, self.teacher, self.filled, *options],
+            said,
+            **quiet,
+        )
         self.randomize.click(
             None,
             None,
@@ -101,6 +167,16 @@ class Form:
             js="() => Math.floor(Math.random() * 2 ** 31)",
             api_visibility="private",
         )
+
+
+def _said(needs: TeacherNeeds, changed: dict[str, Any]) -> str:
+    """What the teacher wants, and which fields are set for it or for the method."""
+    said = [needs.text] if needs.text else []
+    labels = {choice.name: choice.label for choice in all_choices()}
+    if changed:
+        changes = (f"{labels[name]} {value}" for name, value in changed.items())
+        said.append(f"Set for this choice: {', '.join(changes)}.")
+    return pieces.notice(" ".join(said), "info") if said else ""
 
 
 def _component(choice: Choice, value: Any) -> Any:
