@@ -45,6 +45,10 @@ class StepMemory:
     peak: int
 
 
+_PASSES = 2
+"""Of a method's loop of passes, as many are made: further ones hold what the second one holds."""
+
+
 class Held(Denoiser, Protocol):
     """What is needed of a teacher here."""
 
@@ -64,9 +68,13 @@ def step_memory(teacher: Held, options: OptimizeConfig) -> StepMemory:
 
     Raises ConfigError where the options ask of the teacher what it cannot do.
     """
-    # What a second stage asks is asked by it.
     options = dataclasses.replace(
-        options, particles=1, refine=dataclasses.replace(options.refine, refine_steps=0)
+        options,
+        particles=1,
+        # What a second stage asks is asked by it.
+        refine=dataclasses.replace(options.refine, refine_steps=0),
+        perturbations=min(options.perturbations, _PASSES),
+        ode_steps=min(options.ode_steps, _PASSES),
     )
     config = GenerateConfig(prompt="a thing", device="cpu", optimize=options)
     latent = teacher.latent_shape if isinstance(teacher, LatentTeacher) else None
@@ -75,6 +83,8 @@ def step_memory(teacher: Held, options: OptimizeConfig) -> StepMemory:
         trace.count(_tensors(teacher.module))
         loop = Optimization(config, teacher, [cast(Representation, blank)])
         loop.device = teacher.device
+        for group in loop.optimizer.param_groups:
+            group["fused"] = False  # of the one grey number; meta tensors have no such kernel
         weights = trace.live
         # The prompt is read by now, and what it took is given back.
         trace.peak = trace.live
@@ -110,7 +120,7 @@ class _Blank(nn.Module):
         if self.latent:
             assert latent_shape is not None
             self.shape = latent_shape
-        self.grey = nn.Parameter(torch.tensor(0.5))
+        self.grey = nn.Parameter(torch.tensor(0.5, device=device))
         self.finest_side = side
 
     def groups(self) -> Sequence[ParameterGroup]:
@@ -129,10 +139,10 @@ class _Blank(nn.Module):
 
     def show(self, views: Views, progress: float, generator: torch.Generator) -> Shown:
         count = len(views.azimuth_deg)
-        images = self.grey.to(self.device) + torch.zeros(count, *self.shape, device=self.device)
+        images = self.grey + torch.zeros(count, *self.shape, device=self.device)
         return Shown(
             images=images,
-            opacity=torch.ones(count, 1, 1),
+            opacity=torch.ones(count, 1, 1, device=self.device),
             samples=0,
             penalty=lambda _: self.grey * 0,
             latent=self.latent,

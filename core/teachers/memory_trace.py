@@ -31,7 +31,7 @@ class MemoryTrace(TorchDispatchMode):
     runs on every device that is worth it: its scores are never held.
 
     On the meta device a question about values is answered as if all of them were sound: whether
-    all are true, yes; whether any is, no. What is copied from it to another device is zeros.
+    all are true, yes; whether any is, no. What is copied from it to another device is ones.
 
     Attributes:
         live: Bytes that are alive now.
@@ -89,7 +89,7 @@ class MemoryTrace(TorchDispatchMode):
         if func is _aten._to_copy.default and args[0].device.type == "meta":
             target = torch.device(how.get("device") or "meta")
             if target.type != "meta":
-                return torch.zeros(
+                return torch.ones(
                     args[0].shape, dtype=how.get("dtype") or args[0].dtype, device=target
                 )
         out = func(*args, **how)
@@ -98,7 +98,6 @@ class MemoryTrace(TorchDispatchMode):
 
 
 _QUESTIONS: dict[Any, Callable[[], Any]] = {
-    _aten.all.default: lambda: torch.tensor(True),
     _aten.any.default: lambda: torch.tensor(False),
     _aten._local_scalar_dense.default: lambda: True,
 }

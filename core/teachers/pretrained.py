@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from core.teachers.errors import TeacherOptionError
 from core.teachers.folder import TeacherFolder, read_folder
 from core.teachers.loading import choose_dtype, load_model, load_tokenizer
 from core.teachers.lora import LoraDenoiser, LoraPlaces, adapt
-from core.teachers.teacher import DTYPES, DTypeName, PromptNote, TeacherOptions
+from core.teachers.teacher import DTYPES, DTypeName, PromptNote, TeacherOptions, set_aside
 
 __all__ = ["LatentPretrainedTeacher", "PretrainedTeacher", "TextFeatures", "TextReader"]
 
@@ -151,8 +152,9 @@ class PretrainedTeacher(ABC):
     def encode(self, prompts: list[str] | str, negative_prompt: str = "") -> Conditioning:
         """Text features of B = len(prompts) prompts, with those of the negative prompt."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        features = self.text_features(prompts)
-        negative = self.negative_features(negative_prompt)
+        with set_aside(self) if self._text_encoders_visit else contextlib.nullcontext():
+            features = self.text_features(prompts)
+            negative = self.negative_features(negative_prompt)
         pooled, n = negative.pooled, len(prompts)
         uncond = Conditioning(
             text=negative.tokens.expand(n, -1, -1),
@@ -211,8 +213,7 @@ class PretrainedTeacher(ABC):
 
         With `masked` it does not look at the padding.
         """
-        # An outline cannot leave its device, and takes no room on it.
-        visits = self.options.offload_text_encoders and self.device.type != "meta"
+        visits = self._text_encoders_visit
         if reader.encoder not in self._text_encoders:
             home = torch.device("cpu") if visits else self.device
             self._text_encoders[reader.encoder] = load_model(
@@ -228,6 +229,12 @@ class PretrainedTeacher(ABC):
         if visits:
             nn.Module.to(encoder, "cpu")
         return outputs
+
+    @property
+    def _text_encoders_visit(self) -> bool:
+        """Whether the device holds the text encoders or the rest, and never both."""
+        # An outline cannot leave its device, and takes no room on it.
+        return self.options.offload_text_encoders and self.device.type != "meta"
 
     def _tokenizer(self, reader: TextReader) -> tuple[PreTrainedTokenizerBase, int]:
         if reader.tokenizer not in self._tokenizers:

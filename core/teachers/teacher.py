@@ -57,7 +57,8 @@ class TeacherOptions:
         attention_slicing: Attention in slices: less memory, slower. UNets only.
         checkpoint_vae: The autoencoder's activations are computed again in the backward pass
             instead of kept. Latent teachers only.
-        offload_text_encoders: Each text encoder visits the device only while it encodes.
+        offload_text_encoders: Each text encoder visits the device only while it encodes, and
+            meanwhile the denoiser and the autoencoder lie in the machine's memory.
     """
 
     dtype: DTypeName = "auto"
