@@ -77,13 +77,17 @@ class RadianceField(nn.Module):
         *,
         backend: Backend = "auto",
         generator: torch.Generator | None = None,
+        table_dtype: torch.dtype = torch.float32,
     ) -> None:
-        """generator draws all initial parameters; without one, a fixed seed of 0 does."""
+        """generator draws all initial parameters; without one, a fixed seed of 0 does.
+
+        table_dtype: what the hash grid is read as, float32 or float16; it is trained in float32.
+        """
         super().__init__()
         if generator is None:
             generator = torch.Generator().manual_seed(0)
         self.config = config
-        self.encoding = HashGrid(config.hash_grid, backend, generator)
+        self.encoding = HashGrid(config.hash_grid, backend, generator, table_dtype)
         self.hidden = nn.Linear(self.encoding.out_dim, config.hidden_dim)
         # The density's logit, then the colour's.
         self.head = nn.Linear(config.hidden_dim, 1 + config.color_channels)

@@ -36,6 +36,8 @@ __all__ = [
 NEIGHBOUR_DISTANCE = 0.01
 """How far apart normals are compared, in world units."""
 
+_TABLE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
 FILLED = 0.71
 """Share of the views that only a field which fills its ball covers."""
 
@@ -187,6 +189,7 @@ def make_field(
         ),
         backend=options.encoding,
         generator=torch.Generator().manual_seed(step_seed(seed, -1 - number)),
+        table_dtype=_TABLE_DTYPES[options.table_dtype],
     )
 
 

@@ -22,6 +22,7 @@ TimestepPolicyName = Literal["linear", "sqrt", "jump", "uniform", "non-increasin
 LossWeightingName = Literal["x0", "eps", "sigma2"]
 ViewPromptsName = Literal["none", "discrete", "interpolated"]
 EncodingName = Literal["auto", "cuda", "tinycudann", "numba", "torch"]
+TableDtypeName = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +223,9 @@ class OptimizeConfig:
     encoding: EncodingName = field(default="auto", metadata=ADDED_LATER)
     """What computes the hash grid: our CUDA kernels, tinycudann, Numba on the CPU, or plain torch;
     auto takes the fastest that works here."""
+    table_dtype: TableDtypeName = field(default="float32", metadata=ADDED_LATER)
+    """What the hash grid's table is read as: float16 halves what our CUDA kernels fetch. It is
+    trained in float32 either way."""
     cuda_graphs: bool = field(default=False, metadata=ADDED_LATER)
     """On CUDA, replay the teacher's network as one launch, for a little more memory."""
     field: FieldOptions = field(default_factory=FieldOptions)
@@ -288,6 +292,7 @@ class OptimizeConfig:
             ("--timestep-policy", self.timestep_policy, TimestepPolicyName),
             ("--loss-weighting", self.loss_weighting, LossWeightingName),
             ("--encoding", self.encoding, EncodingName),
+            ("--table-dtype", self.table_dtype, TableDtypeName),
         ):
             choices = get_args(allowed)
             require(value in choices, flag, value, f"give one of {', '.join(choices)}")

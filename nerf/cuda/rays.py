@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from nerf.cuda import compositing, march, occupancy
+from nerf.cuda import compositing, march, occupancy, probe
 from nerf.cuda.errors import CudaKernelsUnavailable
 from nerf.cuda.launcher import kernels, require_device
 
@@ -23,15 +23,18 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
 def load(device: torch.device) -> tuple[bool, str]:
     """Whether the kernels work on a CUDA device, and a sentence on why.
 
-    The first call for a device compiles and loads them and compares them with plain torch.
+    The first call for a device compiles and loads them and compares them with plain torch, in a
+    process of their own where that can be had: a kernel may take its process with it.
     """
     try:
         require_device(device)
-        for source in (march.SOURCE, compositing.SOURCE, occupancy.SOURCE):
-            kernels(source, device)
+        looked = probe.verdict("rays", device)
+        if looked.fault is None:
+            for source in (march.SOURCE, compositing.SOURCE, occupancy.SOURCE):
+                kernels(source, device)
     except CudaKernelsUnavailable as error:
         return False, f"our CUDA kernels for rays cannot be had: {error}"
-    wrong = fault(device)
+    wrong = looked.fault if looked.known else fault(device)
     if wrong is not None:
         return False, f"our CUDA kernels for rays are not used: {wrong}"
     return True, "our CUDA kernels for rays, which passed their self-test"

@@ -3,7 +3,8 @@
 Tables are float32, float16 or float64. Points are float32, and float64 for a float64 table: of a
 fine level's cells float16 would know few apart. A float16 table gives a float16 encoding and takes
 a float16 gradient, both computed in float32; what many points add to one entry of its gradient is
-added in float16, as in tiny-cuda-nn.
+added in float16, as in tiny-cuda-nn. A float32 table may be read as float16 (`stored`): half the
+memory traffic of the lookups, while the encoding, all gradients and what is trained stay float32.
 
 The encoding lies in memory column by column, [out_dim, N] seen as [N, out_dim]: neighbouring
 threads then write to neighbouring places, and a matrix product takes either layout as it is.
@@ -15,18 +16,19 @@ their last bits from run to run.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from nerf.cuda import probe
 from nerf.cuda.compiler import KernelSource
 from nerf.cuda.errors import CudaKernelsUnavailable
 from nerf.cuda.launcher import kernels, require_device
 from nerf.hash_grid import differentiable, self_test
 from nerf.hash_grid.config import HashGridConfig
 
-__all__ = ["POINT_DTYPES", "encode", "load", "point_gradient", "source"]
+__all__ = ["POINT_DTYPES", "encode", "fault", "load", "point_gradient", "source"]
 
 POINT_DTYPES = {
     torch.float32: torch.float32,
@@ -73,28 +75,42 @@ class _Work(ctypes.Structure):
 def load(device: torch.device) -> tuple[bool, str]:
     """Whether the kernels work on a CUDA device, and a sentence on why.
 
-    The first call for a device compiles and loads them and compares them with the reference.
+    The first call for a device compiles and loads them and compares them with the reference, in a
+    process of their own where that can be had: a kernel may take its process with it.
     """
     try:
         require_device(device)
-        kernels(source(2, torch.float32), device)
+        looked = probe.verdict("hash grid", device)
+        if looked.fault is None:
+            kernels(source(2, torch.float32), device)
     except CudaKernelsUnavailable as error:
         return False, f"our CUDA kernels cannot be had: {error}"
-    wrong = self_test.fault(encode, device)
+    wrong = looked.fault if looked.known else fault(device)
     if wrong is not None:
         return False, f"our CUDA kernels are not used: {wrong}"
     return True, "our CUDA kernels, which passed their self-test"
 
 
+def fault(device: torch.device) -> str | None:
+    """What is wrong with the kernels' results on a device, in plain words; None if nothing.
+
+    Of float32 tables, as they are and read as float16.
+    """
+    half = partial(encode, stored=torch.float16)
+    return self_test.fault(encode, device) or self_test.fault(half, device, torch.float16)
+
+
 @cache
-def source(n_features: int, dtype: torch.dtype) -> KernelSource:
-    """What is compiled for tables of n_features and a dtype."""
+def source(n_features: int, dtype: torch.dtype, encoded: torch.dtype | None = None) -> KernelSource:
+    """What is compiled for tables of n_features and a dtype; encodings are of it or `encoded`."""
+    encoded = dtype if encoded is None else encoded
     return KernelSource(
         name="hash_grid.cu",
         defines=(
             ("FEATURES", n_features),
             ("SCALAR", _C_TYPES[POINT_DTYPES[dtype]]),
             ("STORED", _C_TYPES[dtype]),
+            ("ENCODED", _C_TYPES[encoded]),
             ("WORK_BYTES", ctypes.sizeof(_Work)),
         ),
     )
@@ -120,15 +136,22 @@ class _CudaLoops:
     """The kernels bound to a grid, points, and directions at them for the tangent form."""
 
     def __init__(
-        self, config: HashGridConfig, points: Tensor, directions: Tensor | None = None
+        self,
+        config: HashGridConfig,
+        points: Tensor,
+        directions: Tensor | None = None,
+        *,
+        encoded: torch.dtype | None = None,
     ) -> None:
         self.config = config
+        self.encoded = encoded
         self.points = points.detach().contiguous()
         self.directions = None if directions is None else directions.detach().contiguous()
 
     def interpolate(self, table: Tensor) -> Tensor:
         shape = (self.config.out_dim, len(self.points))
-        out = torch.empty(shape, dtype=table.dtype, device=self.points.device).t()
+        dtype = self.encoded or table.dtype
+        out = torch.empty(shape, dtype=dtype, device=self.points.device).t()
         self._run("interpolate", self.config.n_levels, table=_aligned(table, self.config), out=out)
         return out
 
@@ -154,9 +177,10 @@ class _CudaLoops:
         table: Tensor | None = None,
         grad: Tensor | None = None,
     ) -> None:
-        stored = table if table is not None else grad
-        assert stored is not None
-        ready = kernels(source(self.config.n_features, stored.dtype), self.points.device)
+        encoded = out if grad is None else grad
+        stored = encoded if table is None else table
+        wanted = source(self.config.n_features, stored.dtype, encoded.dtype)
+        ready = kernels(wanted, self.points.device)
         work = _Work(
             points=self.points.data_ptr(),
             directions=0 if self.directions is None else self.directions.data_ptr(),
@@ -175,17 +199,38 @@ class _CudaLoops:
         ready.launch(name + suffix, len(self.points), n_rows, work)
 
 
-def encode(points: Tensor, table: Tensor, config: HashGridConfig) -> Tensor:
+def encode(
+    points: Tensor, table: Tensor, config: HashGridConfig, stored: torch.dtype | None = None
+) -> Tensor:
     """The encoding of `reference.encode`, on CUDA.
 
-    points: [N, 3], turned into the dtype that `POINT_DTYPES` says; table: [config.n_parameters].
-    Returns [N, config.out_dim] in the table's dtype, column by column in memory.
+    points: [N, 3], turned into the dtype that `POINT_DTYPES` says; table: [config.n_parameters];
+    stored: float16 reads a float32 table rounded to it, and passes gradients on to the table as if
+    it had not been rounded. Returns [N, config.out_dim] in the table's dtype, column by column in
+    memory.
     """
     points = points.to(POINT_DTYPES[table.dtype])
-    return differentiable.encode(points, table, config, _CudaLoops)
+    return differentiable.encode(points, table, config, *_over(table, stored))
 
 
-def point_gradient(points: Tensor, table: Tensor, grad: Tensor, config: HashGridConfig) -> Tensor:
+def _over(
+    table: Tensor, stored: torch.dtype | None
+) -> tuple[differentiable.LoopsOver, differentiable.Stored]:
+    """The loops for a table, and how they are given it."""
+    if stored is None or stored == table.dtype:
+        return _CudaLoops, differentiable.as_it_is
+    if (stored, table.dtype) != (torch.float16, torch.float32):
+        raise ValueError(f"a {table.dtype} table cannot be read as {stored}, only float32 as half.")
+    return partial(_CudaLoops, encoded=table.dtype), Tensor.half
+
+
+def point_gradient(
+    points: Tensor,
+    table: Tensor,
+    grad: Tensor,
+    config: HashGridConfig,
+    stored: torch.dtype | None = None,
+) -> Tensor:
     """Gradient at the points of <grad, encode(points)>: [N, 3], differentiable to table and grad.
 
     grad: [N, config.out_dim]. The points count as constants.
@@ -193,4 +238,4 @@ def point_gradient(points: Tensor, table: Tensor, grad: Tensor, config: HashGrid
     points = points.to(POINT_DTYPES[table.dtype])
     # The kernels read it as numbers of the table's dtype.
     grad = grad.to(table.dtype)
-    return differentiable.point_gradient(points, table, grad, config, _CudaLoops)
+    return differentiable.point_gradient(points, table, grad, config, *_over(table, stored))

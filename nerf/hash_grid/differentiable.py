@@ -10,6 +10,7 @@ So the second derivative needs only the tangent form of the same three loops. It
 loss on normals, -d density / dx, train the table. A third derivative is refused.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -18,7 +19,16 @@ from torch.autograd.function import once_differentiable
 
 from nerf.hash_grid.config import HashGridConfig
 
-__all__ = ["Loops", "LoopsOver", "encode", "point_gradient"]
+__all__ = ["Loops", "LoopsOver", "Stored", "as_it_is", "encode", "point_gradient"]
+
+Stored = Callable[[Tensor], Tensor]
+"""How the loops are given the table: as it is, or rounded to a dtype of their own. Gradients pass
+as if it had not been rounded."""
+
+
+def as_it_is(table: Tensor) -> Tensor:
+    """The table itself."""
+    return table
 
 
 class Loops(Protocol):
@@ -50,20 +60,26 @@ class _Encode(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, points: Tensor, table: Tensor, config: HashGridConfig, over: LoopsOver
+        ctx: Any,
+        points: Tensor,
+        table: Tensor,
+        config: HashGridConfig,
+        over: LoopsOver,
+        stored: Stored,
     ) -> Tensor:
         ctx.save_for_backward(points, table)
-        ctx.config, ctx.over = config, over
-        return over(config, points).interpolate(table)
+        ctx.config, ctx.over, ctx.stored = config, over, stored
+        return over(config, points).interpolate(stored(table))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         points, table = ctx.saved_tensors
         need_points, need_table, *_ = ctx.needs_input_grad
         grad_points, grad_table = _EncodeBackward.apply(
-            points, table, grad_outputs[0], ctx.config, ctx.over, need_points, need_table
+            *(points, table, grad_outputs[0], ctx.config, ctx.over, ctx.stored),
+            *(need_points, need_table),
         )
-        return grad_points, grad_table, None, None
+        return grad_points, grad_table, None, None, None
 
 
 class _EncodeBackward(Function):
@@ -77,15 +93,16 @@ class _EncodeBackward(Function):
         grad: Tensor,
         config: HashGridConfig,
         over: LoopsOver,
+        stored: Stored,
         need_points: bool,
         need_table: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         ctx.save_for_backward(points, table, grad)
-        ctx.config, ctx.over = config, over
+        ctx.config, ctx.over, ctx.stored = config, over, stored
         ctx.set_materialize_grads(False)
         loops = over(config, points)
         return (
-            loops.point_grad(table, grad) if need_points else None,
+            loops.point_grad(stored(table), grad) if need_points else None,
             loops.scatter(grad) if need_table else None,
         )
 
@@ -106,40 +123,53 @@ def _second_backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | N
     if v is not None:
         along = ctx.over(ctx.config, points, v)
         if need_points:
-            to_points.append(along.point_grad(table, grad))
+            to_points.append(along.point_grad(ctx.stored(table), grad))
         if need_table:
             to_table.append(along.scatter(grad))
         if need_grad:
-            to_grad.append(along.interpolate(table))
+            to_grad.append(along.interpolate(ctx.stored(table)))
     if u is not None:
         loops = ctx.over(ctx.config, points)
         if need_points:
             to_points.append(loops.point_grad(u, grad))
         if need_grad:
             to_grad.append(loops.interpolate(u))
-    return _total(to_points), _total(to_table), _total(to_grad), None, None, None, None
+    return _total(to_points), _total(to_table), _total(to_grad), *[None] * 5
 
 
 def _total(terms: list[Tensor]) -> Tensor | None:
     return sum(terms[1:], start=terms[0]) if terms else None
 
 
-def encode(points: Tensor, table: Tensor, config: HashGridConfig, over: LoopsOver) -> Tensor:
+def encode(
+    points: Tensor,
+    table: Tensor,
+    config: HashGridConfig,
+    over: LoopsOver,
+    stored: Stored = as_it_is,
+) -> Tensor:
     """The encoding of `reference.encode` by the given loops.
 
     points: [N, 3]; table: [config.n_parameters]. Returns [N, config.out_dim]. Where nothing asks
     for a gradient, nothing is kept for one.
     """
-    encoded: Any = _Encode.apply(points, table, config, over)
+    encoded: Any = _Encode.apply(points, table, config, over, stored)
     return encoded
 
 
 def point_gradient(
-    points: Tensor, table: Tensor, grad: Tensor, config: HashGridConfig, over: LoopsOver
+    points: Tensor,
+    table: Tensor,
+    grad: Tensor,
+    config: HashGridConfig,
+    over: LoopsOver,
+    stored: Stored = as_it_is,
 ) -> Tensor:
     """Gradient at the points of <grad, encode(points)>: [N, 3], differentiable to table and grad.
 
     grad: [N, config.out_dim]. The points count as constants.
     """
-    grad_points, _ = _EncodeBackward.apply(points.detach(), table, grad, config, over, True, False)
+    grad_points, _ = _EncodeBackward.apply(
+        points.detach(), table, grad, config, over, stored, True, False
+    )
     return grad_points

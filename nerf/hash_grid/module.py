@@ -1,6 +1,6 @@
 """The hash grid as a torch module: one interface over the backends that compute it."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,18 @@ def _fastest(device: torch.device, dtype: torch.dtype) -> tuple[Chosen, str]:
     return "torch", f"plain torch, the one backend for {dtype} on {device.type}"
 
 
+class _Rounded(torch.autograd.Function):
+    """A float32 table with the values that float16 has, and the gradient of the table itself."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor) -> Tensor:
+        return table.half().to(table.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0]
+
+
 def backend_fault(backend: Chosen, device: torch.device) -> str | None:
     """What a backend's self-test on a device finds wrong, in plain words; None if nothing."""
     return self_test.fault(_ENCODE[backend], device)
@@ -92,6 +104,9 @@ class HashGrid(nn.Module):
     backend: which code computes it; "auto" takes the fastest one for the table's device.
     generator: draws the initial features, U(-1e-4, 1e-4) as in arXiv 2201.05989, section 4;
         without one, a new generator with seed 0 does, so that two grids start alike.
+    read_as: float16 encodes by the table rounded to it, while the parameter, its gradient and the
+        encoding stay float32. Our CUDA kernels then read half as many bytes; the other backends
+        compute the same from rounded numbers and win nothing.
 
     Parameter `table`: [config.n_parameters], flat, float32 (`.double()` gives float64).
     """
@@ -101,8 +116,11 @@ class HashGrid(nn.Module):
         config: HashGridConfig,
         backend: Backend = "auto",
         generator: torch.Generator | None = None,
+        read_as: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        if read_as not in (torch.float32, torch.float16):
+            raise ValueError(f"read_as is {read_as}; choose torch.float32 or torch.float16.")
         # An unknown name or a missing package shows here; devices may still change.
         on_cuda = backend in ("cuda", "tinycudann")
         choose_backend(backend, torch.device("cuda" if on_cuda else "cpu"))
@@ -110,6 +128,7 @@ class HashGrid(nn.Module):
             generator = torch.Generator().manual_seed(0)
         self.config = config
         self.backend: Backend = backend
+        self.read_as = read_as
         table = torch.empty(config.n_parameters, device=generator.device)
         self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4, generator=generator))
 
@@ -128,7 +147,9 @@ class HashGrid(nn.Module):
         row by row, on CUDA by our kernels column by column.
         """
         name = self._checked_backend(points)
-        return _ENCODE[name](points, self.table, self.config)
+        if name == "cuda":
+            return cuda.encode(points, self.table, self.config, self._stored)
+        return _ENCODE[name](points, self._read(), self.config)
 
     def point_gradient(self, points: Tensor, grad: Tensor) -> Tensor:
         """The gradient at the points of the sum of grad * forward(points), for normals.
@@ -147,17 +168,27 @@ class HashGrid(nn.Module):
                 f"grad must have the shape [{len(points)}, {self.out_dim}], not {list(grad.shape)}."
             )
         if name == "numba":
-            return numba_cpu.point_gradient(points, self.table, grad, self.config)
+            return numba_cpu.point_gradient(points, self._read(), grad, self.config)
         if name == "cuda":
-            return cuda.point_gradient(points, self.table, grad, self.config)
+            return cuda.point_gradient(points, self.table, grad, self.config, self._stored)
         differentiable = torch.is_grad_enabled() and (
             self.table.requires_grad or grad.requires_grad
         )
         with torch.enable_grad():
             leaf = points.detach().requires_grad_()
-            encoded = _ENCODE[name](leaf, self.table, self.config)
+            encoded = _ENCODE[name](leaf, self._read(), self.config)
             (gradient,) = torch.autograd.grad(encoded, leaf, grad, create_graph=differentiable)
         return gradient
+
+    @property
+    def _stored(self) -> torch.dtype | None:
+        """What our CUDA kernels read the table as; None is as it is."""
+        rounds = self.read_as == torch.float16 and self.table.dtype == torch.float32
+        return torch.float16 if rounds else None
+
+    def _read(self) -> Tensor:
+        """The table, rounded where it is to be read as float16."""
+        return self.table if self._stored is None else _Rounded.apply(self.table)
 
     def _checked_backend(self, points: Tensor) -> str:
         if points.ndim != 2 or points.shape[1] != 3:

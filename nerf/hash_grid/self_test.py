@@ -29,13 +29,16 @@ _NAMES = (
 )
 
 
-def fault(encode: Encode, device: torch.device) -> str | None:
+def fault(
+    encode: Encode, device: torch.device, table_dtype: torch.dtype = torch.float32
+) -> str | None:
     """What is wrong with float32 encodings by `encode` on a device, in plain words, or None.
 
     Values, first derivatives, and the second ones that a loss on normals needs, against the
-    reference in float64 on the CPU.
+    reference in float64 on the CPU. The table is float32, of numbers that `table_dtype` holds.
     """
     points, table, grad, probe = _problem()
+    table = table.to(table_dtype).float()
     try:
         found = _derivatives(encode, *(t.to(device) for t in (points, table, grad, probe)))
         found = [tensor.cpu().double() for tensor in found]

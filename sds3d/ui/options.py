@@ -75,6 +75,7 @@ LABELS = {
     "texture_size": "Texture (px)",
     "ode_steps": "ODE steps",
     "inversion_eta": "Inversion eta",
+    "cuda_graphs": "CUDA graphs",
     "lora_rank": "LoRA rank",
     "lora_learning_rate": "LoRA learning rate",
     "perp_neg": "Perp-Neg",

@@ -12,12 +12,13 @@
 // same way at the branch between hashed and dense. Indices are recomputed wherever they are
 // needed. Sums over the levels of a point are one thread's, in their order.
 //
-// Compiled with FEATURES (F), and SCALAR and STORED: the type of points and arithmetic, and that of
-// the table, the encoding and the gradient at it.
+// Compiled with FEATURES (F), SCALAR, STORED and ENCODED: the types of points and arithmetic, of the
+// table that is read, and of the encoding with all gradients but the points'.
 #include "device.cuh"
 
 typedef SCALAR Scalar;
 typedef STORED Stored;
+typedef ENCODED Encoded;
 
 constexpr int F = FEATURES;
 constexpr int MAX_LEVELS = 32;
@@ -38,7 +39,7 @@ struct Work {
     const Scalar* points;      // [n_points, 3]
     const Scalar* directions;  // [n_points, 3]; the tangent forms alone read it
     const Stored* table;       // [entries, F]
-    const Stored* grad;        // at point * grad_point_stride + column * grad_column_stride
+    const Encoded* grad;       // at point * grad_point_stride + column * grad_column_stride
     void* out;
     long long n_points;
     long long grad_point_stride;
@@ -129,13 +130,13 @@ DEVICE void interpolate_point(const Work& work) {
 #pragma unroll
         for (int f = 0; f < F; ++f) sum[f] += weight * widen(entry.features[f]);
     }
-    Stored* out = static_cast<Stored*>(work.out) + i * work.out_point_stride;
+    Encoded* out = static_cast<Encoded*>(work.out) + i * work.out_point_stride;
 #pragma unroll
     for (int f = 0; f < F; ++f) narrow(sum[f], out[(column + f) * work.out_column_stride]);
 }
 
 DEVICE void read_grad(const Work& work, long long i, int level, Scalar (&grad)[F]) {
-    const Stored* row = work.grad + i * work.grad_point_stride;
+    const Encoded* row = work.grad + i * work.grad_point_stride;
 #pragma unroll
     for (int f = 0; f < F; ++f) grad[f] = widen(row[(level * F + f) * work.grad_column_stride]);
 }
@@ -149,7 +150,7 @@ DEVICE void scatter_point(const Work& work) {
     Scalar moved[3], grad[F];
     moved_by<TANGENT>(work, i, level.scale, moved);
     read_grad(work, i, block_y(), grad);
-    Stored* table = static_cast<Stored*>(work.out);
+    Encoded* table = static_cast<Encoded*>(work.out);
 #pragma unroll
     for (int corner = 0; corner < 8; ++corner) {
         const Scalar weight = weight_of<TANGENT>(place, moved, corner);

@@ -229,3 +229,29 @@ def test_a_tinycudann_that_computes_something_else_is_refused(
     works, reason = tinycudann.works(CPU)
     assert not works
     assert reason.startswith("tinycudann is not used: its self-test failed (the encoding is off by")
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_a_table_read_as_half_is_its_rounding_with_gradients_of_its_own(backend: Backend) -> None:
+    config = HashGridConfig(n_levels=3, log2_table_size=9, base_resolution=4, per_level_scale=1.6)
+    g = torch.Generator().manual_seed(0)
+    grid = HashGrid(config, backend, read_as=torch.float16)
+    rounded = HashGrid(config, backend)
+    with torch.no_grad():
+        grid.table.copy_(torch.randn(grid.table.shape, generator=g))
+        rounded.table.copy_(grid.table.half())
+    assert grid.table.dtype == torch.float32
+    points = torch.rand(50, 3, generator=g)
+    grad = torch.randn(50, grid.out_dim, generator=g) * 2.0**-30  # float16 would lose it
+    for ask in (lambda one: one(points), lambda one: one.point_gradient(points, grad)):
+        assert torch.equal(ask(grid), ask(rounded))
+        ours, exact = (
+            torch.autograd.grad(ask(one).sum() * 2.0**-20, one.table)[0] for one in (grid, rounded)
+        )
+        assert exact.abs().max() > 0
+        assert torch.equal(ours, exact)
+    assert not torch.equal(grid.table, rounded.table)
+    assert torch.equal(HashGrid(config, backend, read_as=torch.float16).double()(points.double()),
+                       HashGrid(config, backend).double()(points.double()))  # fmt: skip
+    with pytest.raises(ValueError, match=r"read_as is torch\.bfloat16"):
+        HashGrid(config, backend, read_as=torch.bfloat16)

@@ -1,0 +1,206 @@
+"""The kernels' self-tests in a process of their own, and what they found, kept on disk.
+
+A kernel that reaches for memory that is not its own ends CUDA for the whole process that launched
+it: after it nothing can be computed there, by plain torch neither, and there is nothing to fall
+back to. So a process that has nothing to lose launches them first, once for each (sources, device,
+driver, versions); what it found lies beside the compiled kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from nerf.cuda.compiler import nvrtc_version
+from nerf.cuda.kernel_cache import KernelCache, default_folder
+
+__all__ = ["Part", "Verdict", "ask", "kept_or_asked", "verdict"]
+
+Part = Literal["hash grid", "rays"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+PROBE_SECONDS = 120.0
+"""Time for the start of Python, of CUDA, the compiler, and the tests."""
+
+_PACKAGES = ("cuda", "hash_grid")
+_ROOT = Path(__file__).parents[1]
+_NOT_ABOUT_KERNELS = ("out of memory", "busy or unavailable")
+"""Of faults that say that another process cannot have the device now, as where only one may."""
+
+_RUN = "import sys; sys.path.insert(0, sys.argv[1]); from nerf.cuda import probe; probe.main()"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a part's self-test found: a fault in plain words or none, if that is known at all."""
+
+    known: bool
+    fault: str | None = None
+
+
+UNKNOWN = Verdict(known=False)
+Verdicts = Mapping[Part, Verdict]
+Command = Callable[[Sequence[Part]], Sequence[str]]
+"""The command that tests some parts and prints a line of JSON for each, `[part, fault or null]`."""
+
+
+def verdict(part: Part, device: torch.device) -> Verdict:
+    """What the self-test of a part finds on a CUDA device, in another process.
+
+    Unknown on other devices, and where no such process can be had: the caller tests for itself.
+    Raises CudaKernelsUnavailable where there is no NVRTC.
+    """
+    if device.type != "cuda":
+        return UNKNOWN
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _verdicts(index).get(part, UNKNOWN)
+
+
+@cache
+def _verdicts(index: int) -> Verdicts:
+    command = partial(_command, index)
+    return kept_or_asked(_key(index), KernelCache(default_folder()), command)
+
+
+def kept_or_asked(
+    key: str, kept: KernelCache, command: Command, seconds: float = PROBE_SECONDS
+) -> Verdicts:
+    """What was found under this key an earlier time, or is now; kept where it will stay true."""
+    found = _read(kept.read(key))
+    if found is None:
+        found, lasting = ask(command, seconds)
+        if lasting:
+            document = [[part, verdict.fault] for part, verdict in found.items()]
+            kept.write(key, json.dumps(document).encode())
+    return found
+
+
+def ask(command: Command, seconds: float = PROBE_SECONDS) -> tuple[Verdicts, bool]:
+    """What the command finds of every part, and whether it would find it again.
+
+    A part in which the command dies, hangs or says nothing is at fault; those after it are asked
+    for anew. What took too long is not lasting, nor what could not be asked.
+    """
+    found: dict[Part, Verdict] = {}
+    left, lasting = list(PARTS), True
+    while left:
+        answers, end = _answers(command(left), seconds)
+        for part in list(left):
+            if part not in answers and end is None:
+                return found | dict.fromkeys(left, UNKNOWN), False
+            left.remove(part)
+            fault = answers.get(part, f"their self-test, in a process of its own, {end}")
+            known = fault is None or not any(text in fault for text in _NOT_ABOUT_KERNELS)
+            found[part] = Verdict(known=True, fault=fault) if known else UNKNOWN
+            lasting = lasting and known and (part in answers or "took longer" not in str(end))
+            if part not in answers:
+                break
+    return found, lasting
+
+
+def _answers(command: Sequence[str], seconds: float) -> tuple[dict[Part, str | None], str | None]:
+    """What a command said of parts, and how it ended; no words for one that cannot be started."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        return _parsed(error.stdout or b""), f"took longer than {seconds:g} s"
+    except OSError:
+        return {}, None
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    if done.returncode < 0:
+        number = -done.returncode
+        known = number in [known.value for known in signal.Signals]
+        end = f"was ended by {signal.Signals(number).name if known else f'signal {number}'}"
+    elif done.returncode > 0:
+        end = f"ended with {done.returncode} ({said[-1] if said else 'no words'})"
+    else:
+        end = "gave no answer"
+    return _parsed(done.stdout), end
+
+
+def _parsed(output: bytes) -> dict[Part, str | None]:
+    """The lines that are answers; libraries may have written others."""
+    found: dict[Part, str | None] = {}
+    for line in output.splitlines():
+        with contextlib.suppress(ValueError):
+            found |= _pairs([json.loads(line)])
+    return found
+
+
+def _pairs(document: object) -> dict[Part, str | None]:
+    """[[part, fault], ...] as a dict. Raises ValueError for anything else."""
+    found: dict[Part, str | None] = {}
+    if not isinstance(document, list):
+        raise ValueError("not a list")
+    for pair in document:
+        if not (isinstance(pair, list) and len(pair) == 2 and pair[0] in PARTS):
+            raise ValueError("not a part and its fault")
+        part, fault = pair
+        if not (fault is None or isinstance(fault, str)):
+            raise ValueError("a fault is a text or null")
+        found[part] = fault
+    return found
+
+
+def _read(kept: bytes | None) -> Verdicts | None:
+    """Verdicts as they were written, None where nothing is or something else."""
+    if kept is None:
+        return None
+    try:
+        found = _pairs(json.loads(kept))
+    except ValueError:
+        return None
+    if found.keys() != set(PARTS):
+        return None
+    return {part: Verdict(known=True, fault=fault) for part, fault in found.items()}
+
+
+def _key(index: int) -> str:
+    """Name of what decides the tests' outcome: our code, the device, its driver, the versions."""
+    files = [path for name in _PACKAGES for path in sorted((_ROOT / name).rglob("*.*"))]
+    code = [
+        path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".cu", ".cuh")
+    ]
+    properties = torch.cuda.get_device_properties(index)
+    about = [properties.name, properties.major, properties.minor, torch.__version__]
+    document = [code, about, list(nvrtc_version()), _driver()]
+    return f"probe-{hashlib.sha256(json.dumps(document).encode()).hexdigest()[:32]}"
+
+
+def _driver() -> str:
+    """The driver's version, as well as it can be had."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    return str(torch._C._cuda_getDriverVersion())
+
+
+def _command(index: int, parts: Sequence[Part]) -> Sequence[str]:
+    return [sys.executable or "python", "-c", _RUN, str(_ROOT.parent), str(index), *parts]
+
+
+def main() -> None:
+    """Test the parts that the command line names, and say of each what is wrong."""
+    from nerf.cuda import rays
+    from nerf.hash_grid import cuda
+
+    device = torch.device("cuda", int(sys.argv[2]))
+    tests: dict[Part, Callable[[torch.device], str | None]] = {
+        "hash grid": cuda.fault,
+        "rays": rays.fault,
+    }
+    for part in PARTS:
+        if part in sys.argv[3:]:
+            print(json.dumps([part, tests[part](device)]), flush=True)

@@ -1,0 +1,190 @@
+"""The self-test in a process of its own: what is made of a crash, a hang, and of rubbish."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nerf.cuda import probe, rays
+from nerf.cuda.errors import CudaKernelsUnavailable
+from nerf.cuda.kernel_cache import KernelCache
+from nerf.cuda.probe import UNKNOWN, Part, Verdict, ask, kept_or_asked
+from nerf.hash_grid import cuda
+
+FINE = Verdict(known=True)
+KEY = "probe-0123"
+
+
+def script(text: str) -> Callable[[Sequence[Part]], list[str]]:
+    """A probe that runs `text`, to which `parts` are those that it is asked for."""
+    start = "import json, os, sys, time; parts = sys.argv[1:]; say = lambda *pair: print(json.dumps"
+    start += "(pair), flush=True)\n"
+    return lambda parts: [sys.executable, "-c", start + text, *parts]
+
+
+def test_what_passes_and_what_does_not_is_said_part_by_part() -> None:
+    found, lasting = ask(script("say('hash grid', None); say('rays', 'off by 1')"))
+    assert found == {"hash grid": FINE, "rays": Verdict(known=True, fault="off by 1")}
+    assert lasting
+
+
+def test_a_crash_is_the_fault_of_its_part_and_the_next_one_is_asked_anew() -> None:
+    crash = "if parts[0] == 'hash grid': os.kill(os.getpid(), 11)\nsay('rays', None)"
+    found, lasting = ask(script(crash))
+    assert (
+        found["hash grid"].fault == "their self-test, in a process of its own, was ended by SIGSEGV"
+    )
+    assert found["rays"] == FINE
+    assert lasting
+    # What was answered before the crash holds.
+    found, _ = ask(script("say(parts[0], None); os.abort()"))
+    assert found["hash grid"] == FINE
+    assert str(found["rays"].fault).endswith("was ended by SIGABRT")
+
+
+def test_what_takes_too_long_is_a_fault_that_is_not_kept(tmp_path: Path) -> None:
+    hang = script("say('hash grid', None); time.sleep(60)")
+    kept = KernelCache(tmp_path)
+    found = kept_or_asked(KEY, kept, hang, seconds=1.5)
+    assert found["hash grid"] == FINE
+    assert str(found["rays"].fault).endswith("took longer than 1.5 s")
+    assert kept.read(KEY) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "print('CUDA says hello'); print('{'); print('[1, 2]'); print(json.dumps(['rays', 3]))",
+        "sys.stdout.buffer.write(bytes(range(256)))",
+        "say('another part', None); say('rays'); print('[[]]'); print('[[[], null]]')",
+        "pass",
+    ],
+)
+def test_rubbish_is_no_answer(text: str) -> None:
+    found, lasting = ask(script(text))
+    for part in probe.PARTS:
+        assert str(found[part].fault).endswith("gave no answer")
+    assert lasting
+
+
+def test_an_error_is_told_by_its_last_line() -> None:
+    found, _ = ask(script("raise RuntimeError('an illegal address')"))
+    fault = str(found["rays"].fault)
+    assert fault.endswith("ended with 1 (RuntimeError: an illegal address)")
+    assert "\n" not in fault
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", "devices are busy or unavailable"])
+def test_what_says_nothing_of_the_kernels_is_left_to_the_caller(tmp_path: Path, said: str) -> None:
+    kept = KernelCache(tmp_path)
+    found = kept_or_asked(KEY, kept, script(f"say('rays', None); say('hash grid', {said!r})"))
+    assert found == {"hash grid": UNKNOWN, "rays": FINE}
+    assert kept.read(KEY) is None
+
+
+def test_where_no_process_can_be_started_the_caller_tests_for_itself(tmp_path: Path) -> None:
+    kept = KernelCache(tmp_path)
+    found = kept_or_asked(KEY, kept, lambda parts: [str(tmp_path / "no such program"), *parts])
+    assert found == {"hash grid": UNKNOWN, "rays": UNKNOWN}
+    assert kept.read(KEY) is None
+
+
+def test_it_is_asked_once_and_a_torn_answer_again(tmp_path: Path) -> None:
+    asked: list[Sequence[Part]] = []
+
+    def command(parts: Sequence[Part]) -> list[str]:
+        asked.append(list(parts))
+        return script("say('hash grid', None); say('rays', 'off by 1')")(parts)
+
+    kept = KernelCache(tmp_path)
+    first = kept_or_asked(KEY, kept, command)
+    assert kept_or_asked(KEY, kept, command) == first
+    assert len(asked) == 1
+    kept.path(KEY).write_bytes(kept.path(KEY).read_bytes()[:-3])
+    assert kept_or_asked(KEY, kept, command) == first
+    assert len(asked) == 2
+    # Whole, but of another form.
+    for document in (b"no json", b"[]", json.dumps([["rays", None]]).encode(), b"3"):
+        kept.write(KEY, document)
+        assert kept_or_asked(KEY, kept, command) == first
+    assert len(asked) == 6
+    assert kept_or_asked("probe-other", kept, command) == first
+    assert len(asked) == 7
+
+
+def test_the_key_is_of_the_code_the_device_and_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = SimpleNamespace(name="a card", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: about)
+    monkeypatch.setattr(probe, "nvrtc_version", lambda: (13, 0))
+    monkeypatch.setattr(probe, "_driver", lambda: "550")
+    keys = [probe._key(0), probe._key(0)]
+    assert keys[0] == keys[1]
+    monkeypatch.setattr(probe, "_driver", lambda: "560")
+    keys.append(probe._key(0))
+    about.name = "another card"
+    keys.append(probe._key(0))
+    monkeypatch.setattr(probe, "nvrtc_version", lambda: (13, 1))
+    keys.append(probe._key(0))
+    monkeypatch.setattr(probe, "_PACKAGES", ("cuda",))
+    keys.append(probe._key(0))
+    assert len(set(keys)) == 5
+
+
+def test_a_verdict_refuses_the_kernels_without_launching_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = torch.device("cuda", 0)
+    broken = Verdict(known=True, fault="their self-test was ended by SIGSEGV")
+    for module in (cuda, rays):
+        monkeypatch.setattr(module, "require_device", lambda _: None)
+        monkeypatch.setattr(module, "kernels", lambda *_: pytest.fail("loaded"))
+        monkeypatch.setattr(module, "fault", lambda _: pytest.fail("launched"))
+    monkeypatch.setattr(probe, "verdict", lambda *_: broken)
+    for module in (cuda, rays):
+        works, reason = module.load.__wrapped__(device)
+        assert not works
+        assert reason.endswith("are not used: their self-test was ended by SIGSEGV")
+    loaded: list[object] = []
+    monkeypatch.setattr(probe, "verdict", lambda *_: FINE)
+    for module in (cuda, rays):
+        monkeypatch.setattr(module, "kernels", lambda *given: loaded.append(given))
+        assert module.load.__wrapped__(device)[0]
+    assert len(loaded) == 4
+    # Not known: it is tested here.
+    monkeypatch.setattr(probe, "verdict", lambda *_: UNKNOWN)
+    for module in (cuda, rays):
+        monkeypatch.setattr(module, "fault", lambda _: "they are off")
+        assert module.load.__wrapped__(device)[1].endswith("are not used: they are off")
+
+
+def test_other_devices_are_not_asked_about_in_another_process() -> None:
+    assert probe.verdict("rays", torch.device("cpu")) == UNKNOWN
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_the_real_process_answers_of_every_part() -> None:
+    # It starts, finds our code and says why nothing can be computed here.
+    found, _ = ask(lambda parts: probe._command(0, parts))
+    for part in probe.PARTS:
+        assert "self-test failed" in str(found[part].fault)
+    with pytest.raises((CudaKernelsUnavailable, AssertionError, RuntimeError)):
+        probe._key(0)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_process_finds_nothing_wrong() -> None:
+    found, lasting = ask(lambda parts: probe._command(0, parts))
+    assert found == {"hash grid": FINE, "rays": FINE}
+    assert lasting
+
+
+def test_signals_have_their_names() -> None:
+    command = script("os.kill(os.getpid(), 9)")(["rays"])
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert str(ask(script("os.kill(os.getpid(), 9)"))[0]["rays"].fault).endswith("by SIGKILL")
