@@ -23,7 +23,7 @@ CSS = """
 .taxonomy .nfe { color: var(--body-text-color-subdued); float: right; font-size: .75rem;
   margin-left: .5rem; white-space: nowrap; }
 .taxonomy .idea { color: var(--body-text-color-subdued); display: block; font-size: .8rem; }
-.taxonomy .unfit b, .taxonomy .unfit .idea { opacity: .55; }
+.taxonomy .unfit b { font-weight: 400; opacity: .75; }
 .taxonomy .refusal { color: var(--body-text-color); display: block; font-size: .75rem;
   border-left: 2px solid #d97706; margin-top: .2rem; padding-left: .4rem; }
 .cards { display: grid; gap: 1rem;
@@ -62,5 +62,6 @@ CSS = """
   #taxonomy { max-height: 22rem; }
   .students { gap: .7rem; grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .students .plot figcaption { font-size: .7rem; }
+  .students h3, .students .facts { min-height: 2.6em; }
 }
 """

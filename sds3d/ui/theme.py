@@ -24,6 +24,8 @@ THEME = gr.themes.Default(
     block_info_text_color="*neutral_500",
     body_text_color_subdued_dark="*neutral_400",
     block_info_text_color_dark="*neutral_400",
+    # And what is not chosen can hardly be seen in the dark.
+    checkbox_border_color_dark="*neutral_500",
 )
 
 CSS = """
@@ -141,6 +143,8 @@ CSS = """
 .teacher-preview img { border-radius: .5rem; width: 100%; }
 @media (max-width: 640px) {
   .gradio-container { padding: .5rem !important; }
+  /* What is left of it is hidden there by gradio. */
+  footer .show-api-divider { display: none !important; }
   .growing, .growing.none { aspect-ratio: auto; }
   .gallery { grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
 }
