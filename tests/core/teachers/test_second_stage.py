@@ -10,9 +10,10 @@ import trimesh
 
 from core.teachers.folder import read_folder
 from sds3d.config import GenerateConfig, MeshConfig
-from sds3d.events import Event, Stage, Step
+from sds3d.events import Event, Stage, Step, Warning
 from sds3d.generate import generate
 from sds3d.optimize_config import FieldOptions, OptimizeConfig, RefineOptions
+from sds3d.reproduce import ReproduceConfig, reproduce
 
 SMALL = FieldOptions(
     n_levels=2, log2_table_size=8, base_resolution=4, finest_resolution=8, hidden_dim=8
@@ -76,3 +77,10 @@ def test_a_latent_teacher_refines_the_mesh_of_a_field(
     assert isinstance(mesh, trimesh.Trimesh)
     assert 0 < len(mesh.faces) <= 500
     assert torch.isfinite(torch.from_numpy(mesh.vertices.copy())).all()
+    # And what is recorded makes the same files again.
+    heard.clear()
+    result = made.folder / "result.json"
+    again = reproduce(ReproduceConfig(result=result, out=home / "again"), on_event=heard.append)
+    assert again.folder != made.folder
+    assert not [event for event in heard if isinstance(event, Warning)]
+    assert again.result["files"]["mesh.glb"] == made.result["files"]["mesh.glb"]
