@@ -1,0 +1,122 @@
+"""Where a step waits for its device, on a simulated one, and that the simulation sees waits."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import count_launches
+from host_kernels import HostBuilds, system_compiler
+from nerf.transfer import to_device
+from sds3d.optimize_config import FieldOptions
+from simulated_device import DEVICE, OnDevice, simulated
+
+SMALL: dict[str, Any] = {
+    "resolutions": (8,),
+    "resolution_milestones": (),
+    "step_size": 0.2,
+    "occupancy_resolution": 8,
+    "field": FieldOptions(
+        n_levels=2, log2_table_size=8, base_resolution=4, finest_resolution=8, hidden_dim=8
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> HostBuilds:
+    compiler = system_compiler()
+    if compiler is None:
+        pytest.skip("no g++ or clang++ here: the kernels are not built for the host")
+    return HostBuilds(compiler, tmp_path_factory.mktemp("kernels"))
+
+
+def unused(*_: object) -> Any:
+    raise AssertionError("no kernel of ours is asked here")
+
+
+def test_a_step_waits_for_the_device_three_times(builds: HostBuilds) -> None:
+    found = count_launches.count("none", builds, **SMALL)
+    # The number of samples that there are, of those that count, and what the host reads of a step.
+    assert found["without"].waits == {
+        "number read in nerf/cuda/march.py": 1,
+        "size in nerf/rendering.py": 1,
+        "copy to the host in sds3d/optimize.py": 1,
+    }
+    for counts in found.values():
+        assert counts.ours["march_count"] == counts.ours["march_fill"] == 1
+        assert counts.ours["scatter"] == counts.ours["weigh_backward"] == 1
+        assert counts.launches > sum(counts.ours.values())
+    assert "remember" not in found["without"].ours
+    assert found["with"].ours["remember"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ask", "waits"),
+    [
+        (lambda x: float(x.sum()), 1),
+        (lambda x: bool((x > 0).any()), 1),
+        (lambda x: (x > 0).nonzero(), 1),
+        (lambda x: x[x > 0.5], 1),
+        (lambda x: x.cpu(), 1),
+        (lambda x: x.tolist(), 1),
+        (lambda x: torch.tensor([1.0, 2.0], device=x.device), 1),
+        (lambda x: x.new_tensor([1.0, 2.0]), 1),
+        (lambda x: torch.ones(3).to(x.device), 1),
+        (lambda x: torch.ones(3).to(x.device, non_blocking=True), 1),
+        (lambda x: x.copy_(torch.ones(3)), 1),
+        (lambda x: to_device(torch.ones(3), x.device), 0),
+        (lambda x: x * 2.0 + torch.zeros((), device=x.device), 0),
+        (lambda x: x.new_full((2,), 3.0), 0),
+        (lambda x: x.index_select(0, torch.arange(2, device=x.device)), 0),
+        (lambda x: x.to(torch.float64), 0),
+    ],
+)
+def test_what_waits_is_seen_and_what_does_not_is_not(
+    ask: Callable[[Tensor], object], waits: int
+) -> None:
+    with simulated(unused) as simulation:
+        x = to_device(torch.rand(3), DEVICE)
+        simulation.forget()
+        ask(x)
+        assert simulation.waits.total() == waits
+
+
+def test_it_computes_what_the_cpu_does_and_refuses_two_devices_at_once() -> None:
+    x = torch.rand(4, 3)
+    with simulated(unused) as simulation:
+        there = to_device(x, DEVICE).requires_grad_()
+        (there @ there.T).exp().sum().backward()
+        assert isinstance(there.grad, OnDevice)
+        found = there.grad.inner
+        with pytest.raises(AssertionError, match="two devices"):
+            there.detach() + x
+        assert simulation.launches["aten.exp.default"] == 1
+    here = x.clone().requires_grad_()
+    (here @ here.T).exp().sum().backward()
+    assert torch.equal(found, here.grad)
+
+
+def test_the_command_prints_its_counts(
+    builds: HostBuilds, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = count_launches.Counts(launches=9, teacher_network=2, ours={"look": 1}, waits={"a": 3})
+    monkeypatch.setattr(count_launches, "count", lambda *_: {"with": counts})
+    assert count_launches.main(["--json"]) == 0
+    *_, last = capsys.readouterr().out.strip().splitlines()
+    assert json.loads(last) == {
+        "with": {"launches": 9, "teacher_network": 2, "ours": {"look": 1}, "waits": {"a": 3}}
+    }
+    monkeypatch.setattr(count_launches, "system_compiler", lambda: None)
+    assert count_launches.main([]) == 2
+
+
+def test_it_says_in_which_file_it_waits(tmp_path: Path) -> None:
+    with simulated(unused) as simulation:
+        x = to_device(torch.rand(3), DEVICE)
+        simulation.forget()
+        float(x.sum())
+    assert simulation.waits == {"number read in torch": 1}
