@@ -152,6 +152,21 @@ def test_each_picture_is_asked_for_its_own_camera_and_guided() -> None:
         assert np.abs(frame - expected).max() <= 1
 
 
+def test_the_teacher_without_a_camera_knows_a_view_by_its_name() -> None:
+    teacher = teachers.load_teacher(teachers.WORDS, "cpu")
+    assert teacher.weights_sha256 == teachers.pinned_sha256(teachers.WORDS_FOLDER)
+    config = PreviewConfig(prompt="a green teapot", teacher=teachers.WORDS, sample_steps=12)
+    front, side, back, _ = draw_views(teacher, config).astype(float)
+
+    def width(picture: np.ndarray) -> int:
+        ground = np.median(picture[0], axis=0)
+        return int((np.abs(picture - ground).max(axis=(0, 2)) > 60).sum())
+
+    # Handle and spout stand out to both sides, and from the side neither does.
+    assert width(front) > 1.3 * width(side)
+    assert width(back) > 1.3 * width(side)
+
+
 def test_preview_writes_one_picture_of_four_views_that_depends_on_the_seed(
     untrained: Path, tmp_path: Path
 ) -> None:
