@@ -3,9 +3,10 @@
     python scripts/janus.py
 
 A teacher that is not told the camera is asked the same from every side, and an object may grow a
-front on each of them (the Janus problem). Meshes of kinds with a front are made without the camera,
-with prompts that name the view, with Perp-Neg beside these, and with the camera, from the same
-seeds. Three figures, on the file, against exact renders of the prompt's own scene:
+front on each of them (the Janus problem). Meshes of kinds with a front are made by a teacher that
+takes no camera: as it is, with prompts that name the view, and with Perp-Neg beside these; and by
+one of the same world that takes it. The seeds are the same. Three figures, on the file, against
+exact renders of the prompt's own scene:
 
     azimuth  that of `sds3d evaluate`: the share of 24 views whose best match lies within 30
              degrees of the side that they show;
@@ -35,6 +36,7 @@ from compare_methods import Made, caption, make, sheet, spec_of
 from method_runs import counted_parts, is_finished, write_part
 from sds3d.config import DeviceName, GenerateConfig, PresetName
 from sds3d.errors import Sds3dError
+from sds3d.evaluate.compare import Evaluated, paired_difference
 from sds3d.evaluate.layers import AZIMUTHS_DEG, Reference, Shape, color_weights, exact_views, pool
 from sds3d.evaluate.matching import BETWEEN_DEG, TOLERANCE_DEG, view_distances
 from sds3d.evaluate.measure import Judge
@@ -45,10 +47,10 @@ from sds3d.presets import PRESETS, generate_config
 from sds3d.toybox.captions import plain_caption
 from sds3d.toybox.scenes import SceneSpec
 
-Setting = Literal["no camera", "view prompts", "Perp-Neg", "camera"]
+Setting = Literal["no words", "view prompts", "Perp-Neg", "camera"]
 
 SETTINGS: dict[Setting, dict[str, Any]] = {
-    "no camera": {"camera_conditioning": False},
+    "no words": {"camera_conditioning": False},
     "view prompts": {"camera_conditioning": False, "view_prompts": "interpolated"},
     "Perp-Neg": {"camera_conditioning": False, "view_prompts": "interpolated", "perp_neg": True},
     "camera": {},
@@ -66,16 +68,23 @@ class JanusConfig:
 
     settings: tuple[Setting, ...] = get_args(Setting)
     """Rows of the table and of the picture."""
-    prompts: tuple[str, ...] = ("yellow duck", "blue chair", "green teapot")
-    """Columns, as colour and kind; the kind must have a front."""
+    prompts: tuple[str, ...] = (
+        *("yellow duck", "blue chair", "green teapot", "red car"),
+        *("pink mug", "white rabbit", "gray robot", "orange fish"),
+    )
+    """As colour and kind; the kind must have a front."""
+    shown: int = 4
+    """How many of them, the first ones, the picture shows."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of the runs; the picture shows the first."""
     guidance_scale: float = OptimizeConfig.guidance_scale
-    """Guidance of the runs without a camera and of those with it."""
+    """Guidance of all runs."""
     preset: PresetName = "fast"
     """Options of the runs but for these."""
-    teacher: str = "toybox"
-    """The embedded teacher, or the folder of one."""
+    teacher: str = "toybox-words"
+    """A teacher of the toybox world; it is not told the camera."""
+    camera_teacher: str = "toybox"
+    """The one that is."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA where there is one."""
     finished: bool = False
@@ -146,13 +155,18 @@ def options(config: JanusConfig, setting: Setting) -> OptimizeConfig:
     return dataclasses.replace(chosen, guidance_scale=config.guidance_scale, **SETTINGS[setting])
 
 
+def teacher_of(config: JanusConfig, setting: Setting) -> str:
+    """Who judges the runs in this setting."""
+    return config.camera_teacher if setting == "camera" else config.teacher
+
+
 def request(config: JanusConfig, setting: Setting, prompt: str, seed: int) -> GenerateConfig:
     """The run of a prompt in a setting."""
     return generate_config(
         config.preset,
         prompt=plain_caption(spec_of(prompt)),
         seed=seed,
-        teacher=config.teacher,
+        teacher=teacher_of(config, setting),
         device=config.device,
         out=config.work,
         optimize=options(config, setting),
@@ -190,15 +204,49 @@ def _means(found: list[Sides]) -> str:
     return " | ".join(f"{fmean(getattr(one, name) for one in found):.0%}" for name in names)
 
 
-def described(config: JanusConfig, weights_sha256: str) -> str:
+def gains(config: JanusConfig, rows: Mapping[Setting, Sequence[Cell]]) -> str:
+    """What each setting adds to the first one, prompt by prompt, where both are whole.
+
+    The intervals hold 95 %: a bootstrap that draws whole prompts, with all their seeds.
+    """
+    keys = [(seed, prompt) for seed in config.seeds for prompt in config.prompts]
+    measured: dict[Setting, list[Evaluated]] = {
+        setting: [
+            Evaluated(seed=seed, prompt=prompt, row=dataclasses.asdict(cell[1]))
+            for (seed, prompt), cell in zip(keys, cells, strict=True)
+            if cell is not None
+        ]
+        for setting, cells in rows.items()
+    }
+    whole = [setting for setting in measured if len(measured[setting]) == len(keys)]
+    if len(whole) < 2:
+        return ""
+    lines = [
+        f"| beside {whole[0]}, in points | azimuth | at its best turn | fronts |",
+        "|---|---|---|---|",
+    ]
+    for setting in whole[1:]:
+        cells = []
+        for figure in ("azimuth", "turned", "fronts"):
+            found = paired_difference(measured[whole[0]], measured[setting], figure)
+            cells.append(
+                f"{100 * found.difference:+.0f} [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
+            )
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def described(config: JanusConfig, hashes: Sequence[str]) -> str:
     """The picture, and how all of it was made."""
     seeds = ", ".join(str(seed) for seed in config.seeds)
+    shown = len(config.prompts[: config.shown])
     return (
-        f"![{len(config.prompts)} prompts, each from four sides, in {len(config.settings)} "
-        f"settings]({config.out.name})\n\n"
-        f"Preset `{config.preset}`, `--method sds`, guidance {config.guidance_scale:g}, teacher "
-        f"`{weights_sha256[:12]}`, means over {', '.join(config.prompts)} with the seeds {seeds}; "
-        "the picture shows the first seed from the front, the right, the back and the left."
+        f"![{shown} prompts, each from four sides, in {len(config.settings)} settings]"
+        f"({config.out.name})\n\n"
+        f"Preset `{config.preset}`, `--method sds`, guidance {config.guidance_scale:g}, weights "
+        f"{' and '.join(f'`{one[:12]}`' for one in hashes)}, "
+        f"means over {', '.join(config.prompts)} with the seeds {seeds}; "
+        "the picture shows the first of both from the front, the right, the back and the left."
     )
 
 
@@ -210,8 +258,10 @@ def main() -> int:
     rows: dict[Setting, list[Cell]] = {}
     try:
         require_embree()
-        parts, teacher, _ = counted_parts(config.teacher, config.device)
+        names = dict.fromkeys(teacher_of(config, setting) for setting in config.settings)
+        teachers = {name: counted_parts(name, config.device)[:2] for name in names}
         for setting in config.settings:
+            parts, teacher = teachers[teacher_of(config, setting)]
             rows[setting] = []
             for seed in config.seeds:
                 for prompt in config.prompts:
@@ -232,13 +282,15 @@ def main() -> int:
         return error.exit_code
     ends = [exact_sides(spec_of(prompt), references) for prompt in config.prompts]
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    first = len(config.prompts)
+    first = config.prompts[: config.shown]
     shown = {
-        name: [None if cell is None else cell[0] for cell in cells[:first]]
+        name: [None if cell is None else cell[0] for cell in cells[: len(first)]]
         for name, cells in rows.items()
     }
-    sheet(shown, config.prompts).save(config.out, optimize=True)
-    part = f"{described(config, teacher.weights_sha256)}\n\n{table(rows, ends)}"
+    sheet(shown, first).save(config.out, optimize=True)
+    hashes = [teacher.weights_sha256 for _, teacher in teachers.values()]
+    parts_of_page = [described(config, hashes), table(rows, ends), gains(config, rows)]
+    part = "\n\n".join(filter(None, parts_of_page))
     write_part(config.page, config.mark, part)
     print(part)
     return 0

@@ -66,10 +66,13 @@ def test_azimuth_is_the_evaluation_s(references: References) -> None:
 
 def test_settings_differ_by_the_camera_and_the_words_for_views() -> None:
     config = JanusConfig(guidance_scale=7.0)
+    teachers = {name: script.teacher_of(config, name) for name in SETTINGS}
+    assert teachers.pop("camera") == "toybox"
+    assert set(teachers.values()) == {"toybox-words"}
     told = {name: options(config, name) for name in SETTINGS}
     assert {one.guidance_scale for one in told.values()} == {7.0}
     assert [one.camera_conditioning for one in told.values()] == [False, False, False, True]
-    assert told["no camera"].view_prompts == told["camera"].view_prompts == "none"
+    assert told["no words"].view_prompts == told["camera"].view_prompts == "none"
     assert told["view prompts"].view_prompts == told["Perp-Neg"].view_prompts != "none"
     assert [one.perp_neg for one in told.values()] == [False, False, True, False]
 
@@ -86,10 +89,30 @@ def test_the_table_is_of_means_with_both_ends_below() -> None:
     )
     wrong = Made(measured=Measured(silhouette_iou=0.5, nearest="a car"), folder=None)
     half = Sides(azimuth=0.5, turned=0.75, fronts=0.25)
-    rows: dict[Any, Any] = {"camera": [None], "no camera": [(right, half), None, (wrong, NO_SIDES)]}
+    rows: dict[Any, Any] = {"camera": [None], "no words": [(right, half), None, (wrong, NO_SIDES)]}
     one, every = Sides(azimuth=1.0, turned=1.0, fronts=0.0), NO_SIDES
     lines = table(rows, [(one, every)]).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2] == "| no camera | 25% | 38% | 62% | 1 of 2 | 0.70 |"
+    assert lines[2] == "| no words | 25% | 38% | 62% | 1 of 2 | 0.70 |"
     assert lines[3] == "| *exact renders* | 100% | 100% | 0% | | |"
     assert lines[4] == "| *their front on every side* | 0% | 0% | 100% | | |"
+
+
+def test_gains_are_paired_and_of_whole_settings_alone() -> None:
+    config = JanusConfig(prompts=("yellow duck", "red car"), seeds=(0, 1))
+    made = Made(measured=Measured(), folder=None)
+
+    def cells(*turned: float) -> list[Any]:
+        return [(made, Sides(azimuth=0.5, turned=one, fronts=0.25)) for one in turned]
+
+    # Seeds are the outer order, prompts the inner: the duck gains 20 and 40, the car 0 and 20.
+    rows: dict[Any, Any] = {
+        "no words": cells(0.1, 0.5, 0.2, 0.6),
+        "view prompts": cells(0.3, 0.5, 0.6, 0.8),
+        "Perp-Neg": [*cells(1.0, 1.0, 1.0), None],
+    }
+    lines = script.gains(config, rows).splitlines()
+    assert lines[0].startswith("| beside no words")
+    # Whole prompts are drawn, so that the interval ends at either's own mean.
+    assert lines[2:] == ["| view prompts | +0 [+0, +0] | +20 [+10, +30] | +0 [+0, +0] |"]
+    assert script.gains(config, {"no words": rows["no words"]}) == ""
