@@ -41,6 +41,19 @@ def works(device: torch.device) -> tuple[bool, str]:
     return (True, reason) if wrong is None else (False, f"tinycudann is not used: {wrong}")
 
 
+def settings(config: HashGridConfig) -> dict[str, Any]:
+    """A grid of this shape in tiny-cuda-nn's own words."""
+    return {
+        "otype": "HashGrid",
+        "n_levels": config.n_levels,
+        "n_features_per_level": config.n_features,
+        "log2_hashmap_size": config.log2_table_size,
+        "base_resolution": config.base_resolution,
+        "per_level_scale": config.per_level_scale,
+        "interpolation": "Linear",
+    }
+
+
 @cache
 def _encoding(config: HashGridConfig) -> Any:
     """tiny-cuda-nn's module of this shape. Its own parameters are never used."""
@@ -55,19 +68,7 @@ def _encoding(config: HashGridConfig) -> Any:
                 f"log2_table_size {config.log2_table_size} with a resolution of "
                 f"{level.resolution} overflows in tinycudann; lower log2_table_size to 21."
             )
-    encoding = module.Encoding(
-        3,
-        {
-            "otype": "HashGrid",
-            "n_levels": config.n_levels,
-            "n_features_per_level": config.n_features,
-            "log2_hashmap_size": config.log2_table_size,
-            "base_resolution": config.base_resolution,
-            "per_level_scale": config.per_level_scale,
-            "interpolation": "Linear",
-        },
-        dtype=torch.float32,
-    )
+    encoding = module.Encoding(3, settings(config), dtype=torch.float32)
     n_parameters = encoding.params.numel()
     if n_parameters != config.n_parameters:
         raise RuntimeError(

@@ -24,6 +24,8 @@ HASH_GRIDS = [
     cuda.source(8, torch.float16),
     cuda.source(4, torch.float32),
     cuda.source(2, torch.float64),
+    cuda.source(2, torch.float16, torch.float32),
+    cuda.source(8, torch.float16, torch.float32),
 ]
 RAYS = {
     march.SOURCE: ("march_count", "march_fill"),

@@ -12,7 +12,7 @@ from nerf.compositing import composite, composite_dense
 from nerf.cuda import compositing, launcher, march, occupancy, rays
 from nerf.cuda.compiler import KernelSource
 from nerf.field import FieldConfig, RadianceField
-from nerf.hash_grid import HashGridConfig
+from nerf.hash_grid import Backend, HashGridConfig
 from nerf.occupancy import OccupancyConfig, OccupancyGrid
 from nerf.rendering import RenderConfig, Rendered, render
 from nerf.sampling import Aabb, RaySamples, march_reference
@@ -138,21 +138,22 @@ def test_a_ray_ends_where_no_light_is_left() -> None:
     assert torch.equal(counts, per_ray)
 
 
-def small_field() -> RadianceField:
+def small_field(backend: Backend = "auto") -> RadianceField:
     g = torch.Generator().manual_seed(0)
     grid = HashGridConfig(n_levels=4, log2_table_size=10, base_resolution=4, per_level_scale=1.6)
-    field = RadianceField(FieldConfig(hash_grid=grid), generator=g)
+    field = RadianceField(FieldConfig(hash_grid=grid), backend=backend, generator=g)
     with torch.no_grad():
         field.encoding.table.add_(0.3 * torch.randn(field.encoding.table.shape, generator=g))
     return field
 
 
 def rendered_view(field: RadianceField, config: RenderConfig) -> tuple[Rendered, list[Tensor]]:
-    o = torch.tensor([0.0, 0.0, 2.9]).expand(1, 16, 16, 3)
+    device = field.head.bias.device
+    o = torch.tensor([0.0, 0.0, 2.9], device=device).expand(1, 16, 16, 3)
     xy = torch.linspace(-0.35, 0.35, 16)
     d = torch.stack(torch.meshgrid(xy, xy, torch.tensor([-1.0]), indexing="ij"), -1)[:, :, 0]
-    d = torch.nn.functional.normalize(d, dim=-1)[None]
-    cells = OccupancyGrid(field.aabb, OccupancyConfig(resolution=8))
+    d = torch.nn.functional.normalize(d, dim=-1)[None].to(device)
+    cells = OccupancyGrid(field.aabb, OccupancyConfig(resolution=8)).to(device)
     g = torch.Generator().manual_seed(4)
     out = render(*(field, cells, o, d, config), generator=g, with_normals=True, create_graph=True)
     assert out.normals is not None
@@ -287,6 +288,114 @@ def test_without_a_device_rays_go_another_way() -> None:
     assert not rays.usable(torch.device("cpu"), torch.float32)
     assert not rays.usable(torch.device("cuda"), torch.float32)
     assert rays.load(torch.device("cuda"))[1].endswith("torch finds no CUDA device")
+
+
+# --- the same at full size on a GPU, and small on the host -----------------------------------
+
+
+def _many_samples(n_rays: int, step_size: float, device: str) -> tuple[RaySamples, Tensor, Tensor]:
+    o, d, g = bundle(n_rays)
+    samples = march_reference(
+        *(o.to(device), d.to(device)),
+        aabb=CUBE,
+        step_size=step_size,
+        occupied=(torch.rand(32, 32, 32, generator=g) < 0.4).to(device),
+    )
+    density = 10 ** (4 * torch.rand(len(samples), generator=g) - 2)
+    values = torch.randn(len(samples), 7, generator=g)
+    return samples, density.to(device), values.to(device)
+
+
+def _compositing_is_the_dense_one(n_rays: int, step_size: float, device: str) -> None:
+    samples, density, values = _many_samples(n_rays, step_size, device)
+    wide = RaySamples(
+        samples.ray_indices, samples.t_starts.double(), samples.t_ends.double(), samples.offsets
+    )
+    g = torch.Generator().manual_seed(3)
+    arriving: list[Tensor] = []
+    results = []
+    for form, these, dtype in (
+        (by_kernels, samples, torch.float32),
+        (composite_dense, wide, torch.float64),
+    ):
+        given = [tensor.to(dtype).requires_grad_() for tensor in (density, values)]
+        made = form(given[0], given[1], these)
+        if not arriving:
+            arriving = [torch.randn(part.shape, generator=g).to(device) for part in made]
+        grads = torch.autograd.grad(made, given, [part.to(dtype) for part in arriving])
+        results.append([*(part.detach() for part in made), *grads])
+    for ours, exact in zip(*results, strict=True):
+        # Products and sums of some hundred factors in float32.
+        assert (ours.double() - exact).abs().max() < 2e-5 * exact.abs().max()
+        assert exact.abs().max() > 0
+
+
+def _visible_is_what_light_reaches(n_rays: int, step_size: float, device: str) -> None:
+    samples, density, _ = _many_samples(n_rays, step_size, device)
+    lengths = samples.t_ends - samples.t_starts
+    keep, counts = compositing.visible(
+        density, lengths, samples.offsets, transmittance_threshold=1e-2, alpha_threshold=1e-3
+    )
+    tau = density.double() * lengths.double()
+    total = tau.cumsum(0) - tau
+    light = torch.exp(-(total - total[samples.offsets[samples.ray_indices]]))
+    alpha = -torch.expm1(-tau)
+    expected = (light > 1e-2) & (alpha >= 1e-3)
+    # Float32 may decide otherwise at the very edge.
+    edge = ((light / 1e-2 - 1).abs() < 1e-3) | ((alpha / 1e-3 - 1).abs() < 1e-3)
+    assert edge.float().mean() < 0.01
+    assert torch.equal(keep[~edge], expected[~edge])
+    assert 0.01 < float(keep.float().mean()) < 0.99
+    per_ray = torch.bincount(samples.ray_indices[keep], minlength=samples.n_rays)
+    assert torch.equal(counts, per_ray)
+
+
+def _occupancy_is_the_plain_one(n_cells: int, n_draws: int, device: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    before = torch.rand(n_cells, generator=g).to(device)
+    cells = torch.randint(n_cells, (n_draws,), generator=g).to(device)
+    density = torch.rand(n_draws, generator=g).to(device)
+    seen = torch.full_like(before, -1).scatter_reduce(0, cells, density, "amax")
+    expected = torch.where(seen >= 0, torch.maximum(before * 0.95, seen), before)
+    found = before.clone()
+    occupancy.remember(found, cells, density, 0.95)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert 0 < int((found == before).sum()) < n_cells
+
+
+@pytest.mark.usefixtures("on_host")
+def test_many_rays_and_cells_on_the_host() -> None:
+    _compositing_is_the_dense_one(150, 0.03, "cpu")
+    _visible_is_what_light_reaches(300, 0.03, "cpu")
+    _occupancy_is_the_plain_one(16**3, 4000, "cpu")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_compositing_at_full_size() -> None:
+    _compositing_is_the_dense_one(2**16, 0.01, "cuda")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_choice_of_samples_at_full_size() -> None:
+    _visible_is_what_light_reaches(2**16, 0.01, "cuda")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_occupancy_grid_at_full_size() -> None:
+    _occupancy_is_the_plain_one(128**3, 2**20, "cuda")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_view_with_normals_and_its_gradients() -> None:
+    ours, our_grads = rendered_view(small_field("cuda").cuda(), RenderConfig())
+    config = RenderConfig(cuda_kernels=False)
+    plain, plain_grads = rendered_view(small_field("torch").cuda(), config)
+    for found, exact in zip(
+        (ours.rgb, ours.opacity, ours.depth, *our_grads),
+        (plain.rgb, plain.opacity, plain.depth, *plain_grads),
+        strict=True,
+    ):
+        assert (found - exact).abs().max() < 1e-3 * exact.abs().max()
 
 
 @pytest.mark.gpu

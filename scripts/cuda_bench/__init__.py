@@ -1,0 +1,1 @@
+"""The parts of scripts/bench_cuda.py: how it measures, and what."""
