@@ -188,7 +188,7 @@ def test_a_page_finds_its_job_after_the_server_was_restarted(
         address = first.url
         faults.watch(page, address)
         page.goto(address)
-        job_id = _ask_for(page, "a blue mushroom", 300)
+        job_id = _ask_for(page, "a blue mushroom", 200)
         page.wait_for_selector("img.growing")
         at_most = first.desk.service.get(job_id).step
         faults.is_away = faults.was_away = True
@@ -198,7 +198,7 @@ def test_a_page_finds_its_job_after_the_server_was_restarted(
         page.wait_for_selector("#status .done")
         assert page.input_value("#prompt textarea") == "a blue mushroom"
         page.wait_for_selector("a.download:has-text('GLB')")
-        assert second.desk.service.get(job_id).step == 300 > at_most
+        assert second.desk.service.get(job_id).step == 200 > at_most
     context.close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,15 @@ from sds3d.ui.config import AppConfig
 from sds3d.ui.serve import Served, serving
 
 PATIENCE_MS = 60_000
-WORKER = (sys.executable, str(Path(__file__).parent / "worker_with_pictures.py"))
+NO_WORKER = (sys.executable, "-S", "-c", "import time; time.sleep(600)")
 
 
-@pytest.fixture
-def real(tmp_path: Path) -> Iterator[Served]:
-    """A server whose students are trained by the program itself."""
-    config = AppConfig(port=0, out=tmp_path / "out")
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server whose students are trained by the program itself, and which makes no meshes."""
+    config = AppConfig(port=0, out=tmp_path_factory.mktemp("real") / "out")
     limits = LimitsConfig(min_free_bytes=0)
-    with serving(config, limits=limits, worker_command=WORKER) as served:
+    with serving(config, limits=limits, worker_command=NO_WORKER) as served:
         yield served
 
 

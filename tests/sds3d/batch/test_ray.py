@@ -90,7 +90,7 @@ def test_a_cluster_works_off_a_list_in_which_everything_happens(
 ) -> None:
     make_bench = _make_bench_of(tmp_path)
     monkeypatch.setattr(batch, "run_batch", functools.partial(run_batch, make_bench=make_bench))
-    monkeypatch.setattr("sds3d.batch.ray_run.OVERTIME_SECONDS", 4.0)
+    monkeypatch.setattr("sds3d.batch.ray_run.OVERTIME_SECONDS", 3.0)
     expected = {
         "a hanging mushroom": ("ok", 1),
         "a slow mushroom": ("timeout", 0),
@@ -107,7 +107,7 @@ def test_a_cluster_works_off_a_list_in_which_everything_happens(
     prompts.write_text("\n".join(json.dumps({"prompt": p, **steps.get(p, {})}) for p in expected))
     out = tmp_path / "made"
     words = ["batch", str(prompts), "--out", str(out), "--steps", "20", "--preset", "fast"]
-    words += ["--ray", cluster.address, "--workers", "2", "--device", "cpu", "--timeout", "8"]
+    words += ["--ray", cluster.address, "--workers", "2", "--device", "cpu", "--timeout", "5"]
     before = signal.getsignal(signal.SIGTERM)
     assert cli.main([*words, "--json"]) == 3
     assert signal.getsignal(signal.SIGTERM) == before
@@ -124,7 +124,7 @@ def test_a_cluster_works_off_a_list_in_which_everything_happens(
     assert "time 2 of 2" in deadly["reason"]
     assert "its worker process has died" in deadly["reason"]
     assert "nearest: mushroom" in rows["a hamburger"]["reason"]
-    assert "longer than 8 s" in rows["a slow mushroom"]["reason"]
+    assert "longer than 5 s" in rows["a slow mushroom"]["reason"]
     for row in rows.values():
         if row["outcome"] == "ok":
             assert RunFolder.open(out / row["folder"]).verify() == []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import json
 import threading
 import time
@@ -41,6 +42,12 @@ MakeWorker = Callable[..., Worker]
 def _ask_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps here take no time: the watch must not wait between two looks."""
     monkeypatch.setattr("sds3d.jobs.watch.POLL_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _quick_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory runs short all of the process's objects are looked at: many, in a test's."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
 def _asking(fakes: SimpleNamespace, at: int, ask: Callable[[], object]) -> Any:
