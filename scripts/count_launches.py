@@ -52,13 +52,13 @@ class Even:
     """A teacher that launches one kernel: it would rather see an even grey."""
 
     image_size = 64
-    device = DEVICE
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = DEVICE) -> None:
+        self.device = device
         self.schedule = FlowSchedule()
 
     def encode(self, prompts: list[str] | str, negative_prompt: str = "") -> Conditioning:
-        text = torch.zeros(1, 1, 1).to(DEVICE)
+        text = torch.zeros(1, 1, 1).to(self.device)
         return Conditioning(text=text, uncond=Conditioning(text=text))
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:

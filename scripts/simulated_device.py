@@ -65,29 +65,29 @@ def _by_mask(indices: Any) -> bool:
 
 
 class OnDevice(Tensor):
-    """A tensor of the simulated device; `inner` holds its values."""
+    """A tensor of the simulated device; `held` has its values."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> OnDevice:
+    def __new__(cls, held: Tensor) -> OnDevice:
         # Of torch's own machinery for such tensors, which its stubs leave out.
         made = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
             cls,
-            inner.shape,
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
             device=DEVICE,
         )
-        made.inner = inner
+        made.held = held
         return made
 
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.held.data_ptr()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"OnDevice({self.inner!r})"
+        return f"OnDevice({self.held!r})"
 
     @classmethod
     def __torch_dispatch__(
@@ -135,7 +135,7 @@ class Simulation(TorchDispatchMode):
             mixed = [t for t in given if not isinstance(t, OnDevice) and t.dim() > 0]
             assert not mixed, f"{func} takes tensors of two devices"
         plain_args, plain_kwargs = tree_map(
-            lambda leaf: leaf.inner if isinstance(leaf, OnDevice) else leaf, (args, kwargs)
+            lambda leaf: leaf.held if isinstance(leaf, OnDevice) else leaf, (args, kwargs)
         )
         out = func(*plain_args, **plain_kwargs)
         if not asked or func in _READ:

@@ -25,7 +25,7 @@ import torch
 from nerf.cuda.compiler import nvrtc_version
 from nerf.cuda.kernel_cache import KernelCache, default_folder
 
-__all__ = ["Part", "Verdict", "ask", "kept_or_asked", "verdict"]
+__all__ = ["Part", "Verdict", "ask", "kept_or_asked", "main", "verdict"]
 
 Part = Literal["hash grid", "rays"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -184,7 +184,8 @@ def _driver() -> str:
     """The driver's version, as well as it can be had."""
     with contextlib.suppress(OSError):
         return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
-    return str(torch._C._cuda_getDriverVersion())
+    # Of torch's builds for CUDA alone.
+    return str(torch._C._cuda_getDriverVersion())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _command(index: int, parts: Sequence[Part]) -> Sequence[str]:

@@ -231,6 +231,7 @@ PUBLIC = {
     "core.sphere": {"exp_map", "geodesic", "log_map", "tangent_part", "uniform_on_sphere"},
     "core.timesteps": {"Pace", "TimestepPolicy", "TimestepWindow", "WeightedNonIncreasing"},
     "core.training": {"DivergedError", "History", "Method", "Player", "Stage", "train"},
+    "core.transfer": {"to_device"},
 }
 
 

@@ -1,6 +1,8 @@
 """Where a step waits for its device, on a simulated one, and that the simulation sees waits."""
 
+import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,15 @@ import torch
 from torch import Tensor
 
 import count_launches
+from core.discrete_schedule import DiscreteVPSchedule
+from core.distillation.score.sds import eps_weighting
+from core.prediction import Parametrisation, Prediction
+from core.schedule import FlowSchedule
 from host_kernels import HostBuilds, system_compiler
 from nerf.transfer import to_device
+from sds3d.optimize import Optimization, StepClock
 from sds3d.optimize_config import FieldOptions
+from sds3d.presets import generate_config
 from simulated_device import DEVICE, OnDevice, simulated
 
 SMALL: dict[str, Any] = {
@@ -91,13 +99,41 @@ def test_it_computes_what_the_cpu_does_and_refuses_two_devices_at_once() -> None
         there = to_device(x, DEVICE).requires_grad_()
         (there @ there.T).exp().sum().backward()
         assert isinstance(there.grad, OnDevice)
-        found = there.grad.inner
+        found = there.grad.held
         with pytest.raises(AssertionError, match="two devices"):
-            there.detach() + x
+            torch.add(there.detach(), x)
         assert simulation.launches["aten.exp.default"] == 1
     here = x.clone().requires_grad_()
     (here @ here.T).exp().sum().backward()
+    assert here.grad is not None
     assert torch.equal(found, here.grad)
+
+
+@pytest.mark.parametrize("given", [Parametrisation.EPS, Parametrisation.V_PREDICTION])
+def test_what_a_teacher_of_noise_says_is_read_without_a_wait(given: Parametrisation) -> None:
+    schedule = DiscreteVPSchedule(torch.linspace(0.999, 0.005, 1000).double())
+    value, x_t, t = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.tensor([0.2, 0.9])
+    expected = Prediction(value, given, x_t, t, schedule).x0
+    with simulated(unused) as simulation:
+        there = [to_device(tensor, DEVICE) for tensor in (value, x_t, t)]
+        schedule.alpha(there[2])  # its table is on the device from now on
+        simulation.forget()
+        found = Prediction(there[0], given, there[1], there[2], schedule).x0
+        weight = eps_weighting(schedule, there[2])
+        assert simulation.waits.total() == 0
+        assert isinstance(found, OnDevice)
+        assert isinstance(weight, OnDevice)
+    assert torch.equal(found.held, expected)
+    # At an end that is reached it must be looked, wherever the times are.
+    ended = FlowSchedule()
+    with simulated(unused):
+        there = [to_device(tensor, DEVICE) for tensor in (value, x_t, torch.tensor([0.5, 1.0]))]
+        said = Prediction(there[0], Parametrisation.EPS, there[1], there[2], ended)
+        with pytest.raises(ValueError, match="cannot be read"):
+            _ = said.x0
+    # On the CPU times outside are found with every schedule.
+    with pytest.raises(ValueError, match="cannot be read"):
+        _ = Prediction(value, given, x_t, t * float("nan"), schedule).x0
 
 
 def test_the_command_prints_its_counts(
@@ -120,3 +156,24 @@ def test_it_says_in_which_file_it_waits(tmp_path: Path) -> None:
         simulation.forget()
         float(x.sum())
     assert simulation.waits == {"number read in torch": 1}
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_step_waits_no_more_often_than_on_the_simulated_device() -> None:
+    config = generate_config("fast", prompt="a ball", device="cuda")
+    options = dataclasses.replace(config.optimize, **SMALL)
+    teacher: Any = count_launches.Even(torch.device("cuda"))
+    loop = Optimization(dataclasses.replace(config, optimize=options), teacher)
+    for _ in range(2):  # everything is loaded
+        loop.advance(StepClock())
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loop.advance(StepClock())
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    waits = [str(each.message) for each in caught if "synchroniz" in str(each.message)]
+    assert 0 < len(waits) <= 3, waits
