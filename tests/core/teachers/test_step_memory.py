@@ -175,6 +175,38 @@ def test_a_long_loop_of_passes_holds_what_two_of_them_hold(
     assert passes[1] > passes[0] + 2
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux-dev", "if"])
+def test_an_outline_asks_its_text_encoders_once_for_as_many_texts(
+    name: str, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ask = PretrainedTeacher._ask
+
+    def count(self: PretrainedTeacher, reader: Any, *given: Any) -> Any:
+        asked.append(reader.encoder)
+        return ask(self, reader, *given)
+
+    monkeypatch.setattr(PretrainedTeacher, "_ask", count)
+    outline, real = load(name, "meta"), load(name, "cpu")
+    with MemoryTrace("meta") as trace:
+        for texts in (["a mug", "a car"], ["a ball", "a tree"], ["a house"]):
+            found, expected = outline.encode(texts), real.encode(texts)
+            outline.free_text_encoders()
+            held: dict[int, int] = {}
+            for given, wanted in ((found, expected), (found.uncond, expected.uncond)):
+                assert given is not None
+                assert wanted is not None
+                for tensor, like in zip(given._tensors(), wanted._tensors(), strict=True):
+                    assert tensor.device.type == "meta"
+                    assert (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
+                    held[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            # And nothing else is kept of it.
+            assert trace.live == sum(held.values())
+    readers = [reader.encoder for reader in outline.text_readers]
+    # Two texts and one; the real teacher six times, for a text to contrast with each time.
+    assert sorted(asked) == sorted((2 + 6) * readers)
+
+
 def test_an_outline_reads_no_weights(
     load: Load, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
