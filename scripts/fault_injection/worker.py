@@ -14,8 +14,8 @@ import torch
 
 from sds3d.config import GenerateConfig
 from sds3d.events import Event, Listener, Step
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.limits import LimitsConfig
-from sds3d.jobs.running import Bench
 from sds3d.jobs.worker import main
 
 from .cheap import make_parts, tiny_optimize, write_field

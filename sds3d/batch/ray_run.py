@@ -23,8 +23,9 @@ from sds3d.batch.ray_cluster import divide, join_cluster
 from sds3d.batch.ray_worker import RayWorker, Ready
 from sds3d.errors import BadInput, OutputError, output_error
 from sds3d.events import Listener, Warning
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.job import Job
-from sds3d.jobs.running import LOCKED_WAIT_SECONDS, Bench
+from sds3d.jobs.running import LOCKED_WAIT_SECONDS
 from sds3d.jobs.states import FINISHED
 from sds3d.jobs.store import Store
 from sds3d.jobs.supervisor import (

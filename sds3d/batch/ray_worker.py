@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sds3d.config import GenerateConfig
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.job import Job
-from sds3d.jobs.running import Bench
 from sds3d.jobs.store import Store
 from sds3d.jobs.worker import Worker
 

@@ -20,10 +20,10 @@ from sds3d.batch.prompts import Line, PromptList, read_prompts
 from sds3d.batch.report import Report, Row
 from sds3d.errors import Interrupted, quoted
 from sds3d.events import Item, Listener, Summary, Warning, ignore_event
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.errors import DiskLow, WorkersFail
 from sds3d.jobs.job import Job
 from sds3d.jobs.limits import LimitsConfig, check_disk
-from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import ACTIVE, FINISHED, State
 from sds3d.jobs.supervisor import TEND_SECONDS, WORKER_COMMAND, Supervisor

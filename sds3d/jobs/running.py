@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sds3d.config import DeviceName, GenerateConfig, TeacherName
+from sds3d.config import GenerateConfig
 from sds3d.config_json import folder_name
 from sds3d.device import resolve_device
 from sds3d.errors import (
@@ -24,74 +24,27 @@ from sds3d.errors import (
     TooLittleMemory,
     is_out_of_memory,
 )
-from sds3d.events import Event, Listener, Preview, Stage
-from sds3d.generate import (
-    Generated,
-    Parts,
-    Teacher,
-    generate,
-    made_every_step,
-    standard_parts,
-    with_loaded,
-)
+from sds3d.events import Event, Preview, Stage
+from sds3d.generate import Generated, generate, made_every_step
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.errors import DiskLow, StoreError
 from sds3d.jobs.folders import carry_over, discard_begun
 from sds3d.jobs.job import Job
 from sds3d.jobs.journal import Journal
 from sds3d.jobs.ladder import next_rung
-from sds3d.jobs.limits import LimitsConfig, check_disk
+from sds3d.jobs.limits import check_disk
 from sds3d.jobs.previews import Previewer, Ration
 from sds3d.jobs.states import Request, State
 from sds3d.jobs.store import Store
 from sds3d.jobs.watch import Watch
 
 LOCKED_WAIT_SECONDS = 2.0
+_FREED = "out of memory: another teacher's was freed, and it goes on"
 
 
 def disk_reason(error: DiskLow) -> str:
     """Why a job waits that has no room on the disk, for its user."""
     return f"waits for disk space: {error.shortage}; delete some runs, and it goes on by itself"
-
-
-class Bench:
-    """The parts that do the work, with the teacher that was loaded last kept for the next job.
-
-    `previews` is False where `make_parts` gives a loop that shows its state to no observer.
-    """
-
-    def __init__(
-        self,
-        make_parts: Callable[[TeacherName], Parts] = standard_parts,
-        *,
-        previews: bool = True,
-        limits: LimitsConfig | None = None,
-    ) -> None:
-        self._make_parts = make_parts
-        self.previews = previews
-        self.limits = limits or LimitsConfig()
-        self._loaded: tuple[TeacherName, DeviceName, Teacher] | None = None
-
-    def parts(
-        self, name: TeacherName, device: DeviceName, on_event: Listener
-    ) -> tuple[Parts, Teacher]:
-        """The parts for this teacher, and the teacher, loaded unless it was the last one."""
-        parts = self._make_parts(name)
-        if self._loaded is None or self._loaded[:2] != (name, device):
-            # Before the new one comes, so that they are never both in memory.
-            self._loaded = None
-            on_event(Stage("teacher"))
-            self._loaded = (name, device, parts.load_teacher(name, device))
-        teacher = self._loaded[2]
-        return with_loaded(parts, name, device, teacher), teacher
-
-    def views_together(self) -> int | None:
-        """How many views the teacher that is loaded judges together; None where none is."""
-        if self._loaded is None:
-            return None
-        from core.teachers.teacher import views_per_object
-
-        teacher: Any = self._loaded[2]
-        return views_per_object(teacher)
 
 
 class Running:
@@ -304,9 +257,14 @@ class Running:
 
         import torch
 
+        others = self._bench.forget_others()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if others:
+            # The memory that a teacher of other jobs took is the first to be given back.
+            self._store.release(self.job.id, self._worker, reason=_FREED)
+            return
         options = self.job.options
         together = self._bench.views_together() if options.optimize.camera_conditioning else 1
         lower = next_rung(options, stage=self._stage, together=together)

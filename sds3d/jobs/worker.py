@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sds3d.errors import EXIT_INTERNAL, EXIT_OK, Sds3dError
-from sds3d.jobs.running import Bench, Running
+from sds3d.jobs.bench import Bench
+from sds3d.jobs.running import Running
 from sds3d.jobs.store import Store
 from sds3d.signals import Stop
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.job import Job
 from sds3d.jobs.limits import LimitsConfig
-from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.worker import Worker
 from sds3d.ui.config import AppConfig

@@ -19,9 +19,9 @@ from trimesh.visual.color import ColorVisuals
 from sds3d.config import GenerateConfig
 from sds3d.events import Event, Listener, Preview, Stage, Step
 from sds3d.export.turntable import export_turntable
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.limits import LimitsConfig
 from sds3d.jobs.previews import PICTURE
-from sds3d.jobs.running import Bench
 from sds3d.jobs.worker import main
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sds3d.events import Event, Stage, Step
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.limits import LimitsConfig
-from sds3d.jobs.running import Bench
 
 STEP = 4
 STEP_SECONDS = 0.02

@@ -27,8 +27,8 @@ from sds3d.batch.run import BatchInterrupted, run_batch
 from sds3d.config import GenerateConfig
 from sds3d.errors import BadInput, ConfigError
 from sds3d.events import Event, Item, Summary, ignore_event
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.limits import LimitsConfig
-from sds3d.jobs.running import Bench
 from sds3d.jobs.states import State
 from sds3d.jobs.store import Store
 from sds3d.optimize_config import OptimizeConfig

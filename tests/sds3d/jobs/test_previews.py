@@ -13,9 +13,9 @@ from PIL import Image
 
 from sds3d.config import GenerateConfig
 from sds3d.jobs import running
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.limits import LimitsConfig
 from sds3d.jobs.previews import PICTURE, SIDES, VIEWS, Previewer, Ration
-from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import State
 from sds3d.jobs.worker import Worker

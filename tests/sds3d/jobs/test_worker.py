@@ -19,12 +19,12 @@ from sds3d.errors import ConfigError, EmptyField, OutputError
 from sds3d.events import Stage, Step, ignore_event
 from sds3d.generate import export_run, generate
 from sds3d.jobs import running
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.errors import WrongState
 from sds3d.jobs.folders import carry_over
 from sds3d.jobs.job import Job
 from sds3d.jobs.ladder import next_rung
 from sds3d.jobs.limits import LimitsConfig
-from sds3d.jobs.running import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import Request, State
 from sds3d.jobs.watch import Watch

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sds3d.events import Event, Step
+from sds3d.jobs.bench import Bench
 from sds3d.jobs.limits import LimitsConfig
-from sds3d.jobs.running import Bench
 from sds3d.jobs.worker import main
 
 DEADLY_STEP = 4
