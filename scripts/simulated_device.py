@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import core.transfer
 import nerf.occupancy
 import nerf.transfer
+import sds3d.supervision
 from nerf.cuda import launcher, rays
 from nerf.cuda.compiler import KernelSource
 from nerf.hash_grid import cuda as hash_grid_cuda
@@ -233,6 +234,7 @@ def simulated(
         (hash_grid_module, "choose_backend", lambda *_: ("cuda", "simulated")),
         (nerf.occupancy, "torch", _HostGenerators()),
         (optimizers, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"]),
+        (sds3d.supervision, "ONE_CALL_ON", {"meta"}),
         *((package, "PINNED_FOR", {"meta"}) for package in (core.transfer, nerf.transfer)),
     ]
     with contextlib.ExitStack() as held:

@@ -105,6 +105,8 @@ class ToyboxTeacher:
     """
 
     image_size = IMAGE_SIZE
+    nan_is_no_camera = True
+    """Whether a row of NaN among the cameras drops that row's, as None drops all."""
     lora_places = LoraPlaces(
         network="network",
         attention=r"transformer\..*\.attn\.to_[qkv]",

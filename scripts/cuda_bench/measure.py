@@ -37,6 +37,7 @@ class Setting:
     grid: HashGridConfig = GRID
     hidden_dim: int = 64
     side: int = 128
+    latent_side: int = 64
     image_side: int = 512
     copy_bytes: int = 2**30
     small: bool = False
@@ -52,6 +53,7 @@ def smoke(setting: Setting) -> Setting:
         grid=HashGridConfig(n_levels=2, log2_table_size=8, base_resolution=4),
         hidden_dim=8,
         side=8,
+        latent_side=16,
         image_side=32,
         copy_bytes=2**16,
         small=True,

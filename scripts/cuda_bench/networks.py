@@ -104,16 +104,14 @@ def make_vae(setting: Setting) -> Callable[[Tensor], Tensor]:
     """Stable Diffusion's encoder by its shape: images [B, 3, H, W] to latents, differentiable."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    channels = (32,) * 4 if setting.small else (128, 256, 512, 512)
-    levels = len(channels)
+    # Here too the signature says less than it takes.
+    shape: dict[str, Any] = {
+        "block_out_channels": (32,) * 4 if setting.small else (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
     with torch.device(setting.device):
-        vae = AutoencoderKL(
-            block_out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            layers_per_block=2,
-            latent_channels=4,
-        )
+        vae: Any = AutoencoderKL(**shape, layers_per_block=2, latent_channels=4)
     nn.Module.to(vae, dtype=_dtype(setting))
     vae.requires_grad_(False).eval()
     dtype = _dtype(setting)

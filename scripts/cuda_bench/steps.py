@@ -17,11 +17,11 @@ from cuda_bench.measure import Row, Setting, timed
 from cuda_bench.networks import Size, UNet, make_unet, make_vae
 from nerf.field import RadianceField
 from nerf.rendering import render
+from sds3d.optimize_config import OptimizeConfig
 
 __all__ = ["bench_512", "bench_run", "bench_toybox", "bench_unet"]
 
 SIZES: tuple[Size, ...] = ("sd21", "sdxl")
-LATENT_SIDE = 64
 
 
 def bench_toybox(setting: Setting) -> Iterator[Row]:
@@ -38,12 +38,13 @@ def bench_toybox(setting: Setting) -> Iterator[Row]:
         if not way.trains:
             continue
         config = generate_config("fast", prompt="a red mushroom", device=device)
-        steps = 4 if setting.small else config.optimize.steps
         options = dataclasses.replace(
-            config.optimize, steps=steps, encoding=way.backend, table_dtype=_name(way.table)
+            _few_steps(config.optimize) if setting.small else config.optimize,
+            encoding=way.backend,
+            table_dtype=_name(way.table),
         )
         loop = Optimization(dataclasses.replace(config, optimize=options), teacher)
-        while loop.step < steps // 2:
+        while loop.step < options.steps // 2:
             loop.advance(StepClock())
         rays = loop.advance(StepClock()).rays
 
@@ -61,6 +62,11 @@ def bench_toybox(setting: Setting) -> Iterator[Row]:
             yield dataclasses.replace(row, ms=None, failed=refused[0]) if refused else row
 
 
+def _few_steps(options: OptimizeConfig) -> OptimizeConfig:
+    """As few and small as steps can be."""
+    return dataclasses.replace(options, steps=4, resolutions=(8,), resolution_milestones=())
+
+
 def _name(dtype: torch.dtype) -> Any:
     return str(dtype).removeprefix("torch.")
 
@@ -72,7 +78,7 @@ class LatentStep:
         self.field = way.field(setting, color_channels=4, bounded_colors=False)
         fused = setting.device.type == "cuda"
         self.adam = torch.optim.Adam(self.field.parameters(), lr=1e-2, fused=fused)
-        self.rays = view_rays(LATENT_SIDE, setting.device)
+        self.rays = view_rays(setting.latent_side, setting.device)
         self.config, self.ask = way.render_config, unet.ask
 
     def __call__(self) -> object:
@@ -99,11 +105,12 @@ def bench_unet(
     setting: Setting, unet_of: Callable[[Size, Setting], UNet] = make_unet
 ) -> Iterator[Row]:
     """UNets on fields of latents: the teacher alone, and a step as a multiple of it."""
+    side = setting.latent_side
     for size in SIZES:
         unet = unet_of(size, setting)
-        latents = torch.randn(1, 4, LATENT_SIDE, LATENT_SIDE, device=setting.device)
+        latents = torch.randn(1, 4, side, side, device=setting.device)
         for graphs in (False, True):
-            about: dict[str, Any] = {"part": "unet", "points": LATENT_SIDE**2}
+            about: dict[str, Any] = {"part": "unet", "points": side**2}
             by = ", by graphs" if graphs else ""
             with _by_graphs(unet, graphs) as notes:
                 ask = partial(unet.ask, latents)
@@ -201,7 +208,7 @@ def bench_run(setting: Setting) -> Iterator[Row]:
         )
         options = dataclasses.replace(config.optimize, cuda_graphs=graphs)
         if setting.small:
-            options = dataclasses.replace(options, steps=4)
+            options = _few_steps(options)
             small = dataclasses.replace(config.mesh, mesh_resolution=16, texture_size=0)
             config = dataclasses.replace(config, mesh=small)
         config = dataclasses.replace(config, optimize=options)

@@ -20,6 +20,7 @@ from core.guidance import GuidanceRescale
 from core.prediction import Prediction
 from core.schedule import FlowSchedule, per_sample
 from core.teachers.teacher import encode_for
+from sds3d import supervision as supervision_module
 from sds3d.config import GenerateConfig
 from sds3d.config_json import from_dict, to_dict
 from sds3d.errors import ConfigError
@@ -513,3 +514,42 @@ def test_what_does_not_go_together_is_refused_with_a_remedy(
 def test_the_options_survive_a_document() -> None:
     given = config(method="ism", perp_neg=True, view_prompts="discrete", camera_conditioning=False)
     assert from_dict(to_dict(given)) == given
+
+
+# --- one call for both halves of guidance --------------------------------------------------------
+
+
+@dataclass
+class RowTeacher(GaussianTeacher):
+    """Takes NaN in a row of the cameras for no camera; remembers how many samples it was asked."""
+
+    nan_is_no_camera = True
+    batches: list[int] = field(default_factory=list)
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning | None = None) -> Prediction:
+        self.batches.append(len(x_t))
+        assert cond is not None
+        if cond.camera is None:
+            return super().__call__(x_t, t, cond)
+        dropped = cond.camera.isnan().any(dim=1)[:, None, None, None]
+        seen = super().__call__(x_t, t, replace(cond, camera=cond.camera.nan_to_num()))
+        unseen = super().__call__(x_t, t, replace(cond, camera=None))
+        return seen.with_value(torch.where(dropped, unseen.value, seen.value))
+
+
+@pytest.mark.parametrize("method", ["sds", "csd", "ism", "nfsd", "sdi"])
+def test_a_dropped_camera_may_be_a_row_where_calls_are_what_costs(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice, once = RowTeacher(), RowTeacher()
+    expected = gradient(twice, method=method, camera_guidance=True)
+    monkeypatch.setattr(supervision_module, "ONE_CALL_ON", {"cpu"})
+    found = gradient(once, method=method, camera_guidance=True)
+    torch.testing.assert_close(found, expected)
+    assert len(once.batches) < len(twice.batches)
+    assert sum(once.batches) == sum(twice.batches)
+    # A teacher that cannot tell is asked as ever.
+    plain = GaussianTeacher()
+    torch.testing.assert_close(gradient(plain, method=method, camera_guidance=True), expected)
+    assert any(camera is None for camera in plain.cameras)
+    assert not any(camera is not None and camera.isnan().any() for camera in plain.cameras)
