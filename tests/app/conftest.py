@@ -156,7 +156,7 @@ def work(desk: Desk, pictures: ModuleType) -> Callable[[], None]:
 def _serving(out: Path, port: int = 0, *, is_real: bool = False) -> Iterator[Served]:
     worker = REAL_WORKER if is_real else WORKER
     before = os.environ.get("STEP_SECONDS")
-    os.environ["STEP_SECONDS"] = "0.02"
+    os.environ["STEP_SECONDS"] = "0.01"
     try:
         config = AppConfig(port=port, out=out)
         with serving(config, limits=NO_LIMITS, worker_command=worker, command=COMMAND) as served:
@@ -170,7 +170,7 @@ def _serving(out: Path, port: int = 0, *, is_real: bool = False) -> Iterator[Ser
 
 @pytest.fixture
 def serve() -> Callable[..., contextlib.AbstractContextManager[Served]]:
-    """Start a server on a folder, and a port if one is given; its worker takes 20 ms a step.
+    """Start a server on a folder, and a port if one is given; its worker takes 10 ms a step.
 
     With `is_real` it is the program's own, and computes.
     """
@@ -179,7 +179,7 @@ def serve() -> Callable[..., contextlib.AbstractContextManager[Served]]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server with a worker process that takes 20 ms a step."""
+    """A server with a worker process that takes 10 ms a step."""
     with _serving(tmp_path_factory.mktemp("served")) as served:
         yield served
 

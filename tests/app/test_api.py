@@ -35,9 +35,10 @@ def _wait(client: Client, job: str) -> dict[str, object]:
     raise AssertionError(f"still {status}")
 
 
-@pytest.fixture
-def client(server: Served, tmp_path: Path) -> Iterator[Client]:
-    made = Client(server.url, verbose=False, download_files=str(tmp_path / "downloads"))
+@pytest.fixture(scope="module")
+def client(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    downloads = tmp_path_factory.mktemp("downloads")
+    made = Client(server.url, verbose=False, download_files=str(downloads))
     yield made
     made.close()
 

@@ -78,8 +78,8 @@ def test_a_prompt_becomes_a_mesh_on_the_canvas_and_a_file(
     page.wait_for_selector("#model canvas")
     # The viewer draws in software here, and says nothing of when it is through.
     red = np.zeros(1)
-    for _ in range(60):
-        page.wait_for_timeout(1000)
+    for _ in range(120):
+        page.wait_for_timeout(500)
         shown = _picture(page, "#model canvas")
         red = (shown[..., 0] > shown[..., 1] + 60) & (shown[..., 0] > shown[..., 2] + 60)
         if red.mean() > 0.02:
@@ -188,7 +188,7 @@ def test_a_page_finds_its_job_after_the_server_was_restarted(
         address = first.url
         faults.watch(page, address)
         page.goto(address)
-        job_id = _ask_for(page, "a blue mushroom", 200)
+        job_id = _ask_for(page, "a blue mushroom", 400)
         page.wait_for_selector("img.growing")
         at_most = first.desk.service.get(job_id).step
         faults.is_away = faults.was_away = True
@@ -198,7 +198,7 @@ def test_a_page_finds_its_job_after_the_server_was_restarted(
         page.wait_for_selector("#status .done")
         assert page.input_value("#prompt textarea") == "a blue mushroom"
         page.wait_for_selector("a.download:has-text('GLB')")
-        assert second.desk.service.get(job_id).step == 200 > at_most
+        assert second.desk.service.get(job_id).step == 400 > at_most
     context.close()
 
 

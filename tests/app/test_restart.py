@@ -27,7 +27,7 @@ def test_an_address_finds_its_job_after_a_restart_and_the_job_goes_on(
     serve: Serve, tmp_path: Path
 ) -> None:
     with serve(tmp_path) as first:
-        wish = Wish(prompt="a blue mushroom", preset="fast", seed=3, steps=100)
+        wish = Wish(prompt="a blue mushroom", preset="fast", seed=3, steps=200)
         job = first.desk.service.submit(wish.config())
         _until(first, job, lambda found: found.step >= 30)
     with serve(tmp_path) as second:
@@ -39,7 +39,7 @@ def test_an_address_finds_its_job_after_a_restart_and_the_job_goes_on(
         assert seen["is_live"]
         assert "a blue mushroom" in seen["status"]
         done = _until(second, job, lambda found: found.state in FINISHED)
-        assert (done.state, done.step) == (State.DONE, 100)
+        assert (done.state, done.step) == (State.DONE, 200)
         *_, placed = tab.refresh(job.id, seen)
         *_, shown = tab.refresh(job.id, placed)
         assert Path(shown["model"]).read_bytes()[:4] == b"glTF"

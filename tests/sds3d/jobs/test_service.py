@@ -189,6 +189,7 @@ def test_a_worker_looks_now_and_then_whether_the_disk_has_room_and_ends_when_tol
     assert len(looks) == 4
     assert service.get(job.id).state is State.DONE
     # Between two looks it claims nothing, however long that is, but hears that it is to end.
+    monkeypatch.setattr("sds3d.jobs.worker.IDLE_SECONDS", 0.01)
     monkeypatch.setattr("sds3d.jobs.worker.DISK_WAIT_SECONDS", 3600.0)
     monkeypatch.setattr("sds3d.jobs.running.check_disk", _no_room)
     jobs = [service.submit(make_config(seed=seed)) for seed in (1, 2)]
