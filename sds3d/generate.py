@@ -272,11 +272,19 @@ def _check_encoding(config: GenerateConfig, on_event: Listener) -> None:
 
 
 def _load_teacher(parts: Parts, config: GenerateConfig, on_event: Listener) -> Teacher:
+    from core.teachers.teacher import views_per_object
+
     from .embedded_guidance import check_supervision
+    from .latent_representation import latent_reading
+    from .supervision import check_learns, check_views
     from .teachers import check_prompt
 
     teacher = parts.load_teacher(config.teacher, config.device)
+    # All that can be refused is, before the run has a folder.
     check_supervision(teacher, config.teacher, config.optimize, config.negative_prompt)
+    check_views(config.optimize, views_per_object(teacher))
+    check_learns(config.optimize, teacher)
+    latent_reading(config.optimize, teacher)
     warning = check_prompt(teacher, config.prompt)
     if warning is not None:
         on_event(Warning(warning))

@@ -8,7 +8,6 @@ a linear layer, which begins as the family's known approximation of its decoder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,6 @@ from .field_representation import FieldRepresentation
 from .optimize_config import OptimizeConfig
 from .representation import ParameterGroup, Shown
 from .views import Views
-
-if TYPE_CHECKING:
-    from .optimize import Teacher
 
 __all__ = ["LatentFieldRepresentation", "RgbField", "latent_reading"]
 
@@ -103,7 +99,7 @@ class RgbField:
         return 0.5 * (1.0 + latents @ self._reading)
 
 
-def latent_reading(options: OptimizeConfig, teacher: Teacher) -> Tensor | None:
+def latent_reading(options: OptimizeConfig, teacher: object) -> Tensor | None:
     """The reading [C, 3] of the teacher's latents for `--latent`, None without that.
 
     Raises ConfigError where the teacher judges pixels, or how to read its latents is not known.

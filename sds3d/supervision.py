@@ -333,9 +333,15 @@ def check_views(options: OptimizeConfig, together: int, flag: str = "--views-per
         )
 
 
-def _fake_score(options: OptimizeConfig, teacher: Encoder, seed: int) -> FakeScore:
-    if not isinstance(teacher, TakesLora):
+def check_learns(options: OptimizeConfig, teacher: object) -> None:
+    """Raise ConfigError where the method wants a learning twin and the teacher can have none."""
+    if options.method == "vsd" and not isinstance(teacher, TakesLora):
         raise ConfigError("--method is vsd, which this teacher has no LoRA for: give sds or csd")
+
+
+def _fake_score(options: OptimizeConfig, teacher: Encoder, seed: int) -> FakeScore:
+    check_learns(options, teacher)
+    assert isinstance(teacher, TakesLora)
     generator = torch.Generator().manual_seed(step_seed(seed, _FAKE_STEP))
     denoiser = teacher.adapt(options.lora_rank, generator)
     return FakeScore(denoiser, options.lora_learning_rate)

@@ -117,8 +117,21 @@ def teacher_folder(name: TeacherName, *, fetch: bool = True) -> Path:
         raise TeacherError(str(error)) from error
     if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
         return _from_hub(name, source, allowed=user.allow_download, fetch=fetch)
+    if name in user.teachers:
+        lacks = "has no model_index.json" if folder.is_dir() else "is not there"
+        raise TeacherError(
+            f"--teacher is {name!r}, {source!r} under [teachers] in {config_path()}, which "
+            f"{lacks}: give a folder in the diffusers format there"
+        )
+    if folder.is_dir():
+        raise TeacherError(
+            f"--teacher is {name!r}, a folder without model_index.json: give the folder of a whole "
+            "pipeline in the diffusers format, the one that holds unet or transformer, vae and "
+            "the rest, or download it again"
+        )
+    missing = ", and there is no such folder" if folder.name != source else ""
     raise TeacherError(
-        f"--teacher is {name!r}: give {', '.join((*embedded, *PRESETS))}, an id such as "
+        f"--teacher is {name!r}{missing}: give {', '.join((*embedded, *PRESETS))}, an id such as "
         f"{PRESETS['sd21']}, or a folder in the diffusers format"
     )
 
@@ -142,8 +155,9 @@ def _from_hub(name: TeacherName, model_id: str, *, allowed: bool, fetch: bool) -
         permission = "let sds3d generate fetch them"
         if not allowed:
             permission = f"set allow_download = true in {config_path()}"
+        called = name if name == model_id else f"{name} ({model_id})"
         raise TeacherError(
-            f"the weights of {name} ({model_id}) cannot be had ({reason}): fetch them with "
+            f"the weights of {called} cannot be had ({reason}): fetch them with "
             f"`hf download {model_id}` where there is a network, {permission}, or name their "
             f"folder under [teachers] in {config_path()}"
         ) from error

@@ -93,11 +93,12 @@ class TeacherFolder:
                 if class_name not in (None, component.class_name):
                     raise TeacherWeightsError(
                         f"the {name} in {self.path} is a {component.class_name} and not a "
-                        f"{class_name}: give the folder of another teacher"
+                        f"{class_name}, by its model_index.json: give the folder of another teacher"
                     )
                 return component
         raise TeacherWeightsError(
-            f"the teacher in {self.path} has no {name}: give the folder of a complete teacher"
+            f"the teacher in {self.path} is a {self.class_name} by its model_index.json and has no "
+            f"{name}: give the folder of a complete teacher"
         )
 
     def require_complete(self) -> None:

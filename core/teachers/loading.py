@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, TypeVar
 
 import torch
@@ -157,7 +158,9 @@ _TRAINING = {
 
 
 def _damaged(folder: TeacherFolder, name: str, error: Exception) -> TeacherWeightsError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = str(error).strip() or type(error).__name__
+    # Its first sentence: what follows in the libraries' words is meant for programmers.
+    reason = re.split(r"(?<=\w)\. |\n", said)[0][:200]
     return TeacherWeightsError(
         f"the teacher's {name} in {folder.path} is damaged or of another kind ({reason}): download "
         "or copy the folder again"

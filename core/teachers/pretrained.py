@@ -193,7 +193,8 @@ class PretrainedTeacher(ABC):
         counts = []
         for reader in self.text_readers:
             tokenizer, limit = self._tokenizer(reader)
-            counts.append((limit, len(tokenizer(prompt).input_ids)))
+            # Quietly: transformers would warn on its own, of errors that truncation prevents.
+            counts.append((limit, len(tokenizer(prompt, verbose=False).input_ids)))
         limit, count = max(counts)
         if count <= limit:
             return PromptNote(warning=None)

@@ -211,7 +211,7 @@ def takes_guidance(teacher: object) -> bool:
     return isinstance(teacher, _SaysGuidance) and teacher.takes_guidance
 
 
-def views_per_object(teacher: Denoiser) -> int:
+def views_per_object(teacher: object) -> int:
     """How many consecutive samples `teacher` judges together as views of one object.
 
     Such views have cameras at one elevation, evenly around, and share one t; each has a noise of

@@ -71,8 +71,12 @@ def test_a_teacher_of_any_words_is_not_told_to_use_one(fakes: SimpleNamespace) -
 
 
 def test_no_such_teacher_is_refused_with_what_to_give(tmp_path: Path) -> None:
-    for name in ("nope", str(tmp_path), "/dev/null"):
-        with pytest.raises(TeacherError, match=r"--teacher is .*: give toybox"):
+    for name, remedy in {
+        "nope": "give toybox",
+        "/dev/null": "give toybox",
+        str(tmp_path): "give the folder of a whole pipeline",
+    }.items():
+        with pytest.raises(TeacherError, match=rf"--teacher is .*: {remedy}"):
             teachers.load_teacher(name, "cpu")
 
 

@@ -120,11 +120,17 @@ def test_what_is_not_there_is_refused_in_one_line(
     other = home / "other"
     other.mkdir()
     (other / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    bare = home / "bare"
+    bare.mkdir()
+    settings('[teachers]\nmine = "/nowhere/at-all"\n')
     for name, expected in {
-        "nope": "give toybox, toybox-guided, toybox-words, sd15",
+        "mine": f"'/nowhere/at-all' under [teachers] in {config_path()}, which is not there",
+        "/nowhere/at-all": "and there is no such folder: give toybox",
+        str(bare): "a folder without model_index.json: give the folder of a whole pipeline",
+        "nope": "'nope': give toybox, toybox-guided, toybox-words, sd15",
         "sdxl": "hf download stabilityai/stable-diffusion-xl-base-1.0",
         "someone/some-model": "hf download someone/some-model",
-        "../up/down/nothing": "give toybox",
+        "../up/down/nothing": "and there is no such folder: give toybox",
         str(checkpoint): "from_single_file",
         str(other): "holds a WanPipeline, which is no teacher",
     }.items():

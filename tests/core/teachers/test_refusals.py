@@ -122,3 +122,45 @@ def test_a_teacher_that_is_not_whole_is_one_line(
     assert not list(out.glob("*/result.json"))
     if flag == "--refine-teacher":
         assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("sdxl", ["--latent"], "--latent is True: how this teacher's latents are read"),
+        ("if", ["--latent"], "--latent is True: this teacher judges pixels"),
+        ("sd-eps", ["--embedded-guidance", "2"], "--embedded-guidance is 2"),
+    ],
+)
+def test_what_a_teacher_cannot_do_is_refused_before_the_run_has_a_folder(
+    name: str,
+    words: list[str],
+    said: str,
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    out = tmp_path / "out"
+    command = ["generate", "a mug", "--device", "cpu", "--steps", "1", "--out", str(out)]
+    assert cli.main([*command, "--teacher", str(tiny_folder(name)), *words]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("sds3d: ")]
+    assert line.startswith(f"sds3d: {said}")
+    assert not list(out.iterdir())
+
+
+def test_a_longer_prompt_than_is_read_is_one_warning_of_ours(
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    words = ["preview", "mushroom " * 12, "--device", "cpu", "--sample-steps", "1"]
+    out = ["--teacher", str(tiny_folder("sd-eps")), "--out", str(tmp_path / "out")]
+    assert cli.main([*words, *out]) == 0
+    error = capfd.readouterr().err
+    assert "reads the first 77" in error
+    assert "transformers" not in error
+    assert "indexing errors" not in error
