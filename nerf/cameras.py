@@ -116,4 +116,4 @@ def _half_height(c2w: Tensor, fovy_deg: Tensor | float) -> Tensor:
     half = torch.tan(fovy * (math.pi / 360))
     if half.ndim == 0 and half.device != c2w.device:
         return c2w.new_full((c2w.shape[0],), float(half))
-    return half.to(c2w.device).expand(c2w.shape[0])
+    return to_device(half, c2w.device).expand(c2w.shape[0])

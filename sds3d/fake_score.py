@@ -10,6 +10,7 @@ from torch import Tensor
 from core.denoiser import Conditioning
 from core.schedule import diffuse, noise_like
 from core.teachers.teacher import TrainableDenoiser
+from core.transfer import to_device
 
 from .optimizer_state import all_finite, load_moments, moments_of
 
@@ -38,7 +39,8 @@ class FakeScore:
         """Gradients of the loss on x [B, ...]; whether they and the loss are finite."""
         low, high = TIMES
         # One time for all views of a step: teachers of several views need it so.
-        t = (low + (high - low) * torch.rand(1, generator=generator)).to(x).expand(len(x))
+        t = low + (high - low) * torch.rand(1, generator=generator)
+        t = to_device(t.to(x.dtype), x.device).expand(len(x))
         eps = noise_like(x, generator)
         schedule = self.denoiser.schedule
         prediction = self.denoiser(diffuse(schedule, x, eps, t), t, cond)

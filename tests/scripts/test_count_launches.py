@@ -46,8 +46,19 @@ def unused(*_: object) -> Any:
     raise AssertionError("no kernel of ours is asked here")
 
 
-def test_a_step_waits_for_the_device_three_times(builds: HostBuilds) -> None:
-    found = count_launches.count("none", builds, **SMALL)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"orientation_weight": 0.1, "normal_smoothness_weight": 0.1},
+        {"table_dtype": "float16", "method": "csd", "guidance_rescale": 0.5},
+        {"method": "reconstruction", "guidance_rescale": 0.5},
+    ],
+)
+def test_a_step_waits_for_the_device_three_times(
+    builds: HostBuilds, options: dict[str, Any]
+) -> None:
+    found = count_launches.count("none", builds, **SMALL, **options)
     # The number of samples that there are, of those that count, and what the host reads of a step.
     assert found["without"].waits == {
         "number read in nerf/cuda/march.py": 1,
@@ -56,7 +67,7 @@ def test_a_step_waits_for_the_device_three_times(builds: HostBuilds) -> None:
     }
     for counts in found.values():
         assert counts.ours["march_count"] == counts.ours["march_fill"] == 1
-        assert counts.ours["scatter"] == counts.ours["weigh_backward"] == 1
+        assert counts.ours["scatter"] >= counts.ours["weigh_backward"] == 1
         assert counts.launches > sum(counts.ours.values())
     assert "remember" not in found["without"].ours
     assert found["with"].ours["remember"] == 1

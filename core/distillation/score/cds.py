@@ -13,6 +13,7 @@ from core.distillation.score.inversion import START
 from core.distillation.score.sds import Weighting, x0_weighting
 from core.schedule import diffuse, per_sample
 from core.solvers.ddim import ddim_step
+from core.transfer import to_device
 
 __all__ = ["CDS"]
 
@@ -55,7 +56,7 @@ class CDS:
         """eps* for images like x [B, ...], the same in every sample."""
         generator = torch.Generator().manual_seed(self.noise_seed)
         noise = torch.randn(x.shape[1:], generator=generator, dtype=x.dtype)
-        return noise.to(x.device).expand_as(x)
+        return to_device(noise, x.device).expand_as(x)
 
     @torch.no_grad()
     def gradient_at(

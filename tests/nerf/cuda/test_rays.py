@@ -372,7 +372,8 @@ def test_many_rays_and_cells_on_the_host() -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_compositing_at_full_size() -> None:
-    _compositing_is_the_dense_one(2**16, 0.01, "cuda")
+    # The dense form pads all rays to the longest: some 0.2 GB for each tensor of values.
+    _compositing_is_the_dense_one(2**15, 0.02, "cuda")
 
 
 @pytest.mark.gpu
