@@ -44,13 +44,21 @@ def _picture(page: Any, selector: str) -> np.ndarray:
 
 def _fill(page: Any, field: Any, text: str) -> None:
     """Fill a field of a tab or an accordion, which is made anew when that opens, and forgets."""
-    field.wait_for()
+    _fill_all(page, [(field, text)])
+
+
+def _fill_all(page: Any, fields: list[tuple[Any, str]]) -> None:
+    for field, _ in fields:
+        field.wait_for()
     for _ in range(20):
         page.wait_for_timeout(300)
-        if field.input_value() == text:
-            break
-        field.fill(text)
-    field.press("Tab")
+        forgotten = [(field, text) for field, text in fields if field.input_value() != text]
+        if not forgotten:
+            return
+        for field, text in forgotten:
+            field.fill(text)
+            field.press("Tab")
+    raise AssertionError(f"fields forget what is typed: {[text for _, text in fields]}")
 
 
 def _ask_for(page: Any, prompt: str, steps: int, *, is_open: bool = False) -> str:
@@ -111,8 +119,8 @@ def test_the_real_pipeline_makes_a_mesh_that_is_seen_and_can_be_taken(
         page.click("#advanced > button")
         page.click("#advanced button:has-text('Views')")
         page.click("#advanced button:has-text('Mesh')")
-        for name, value in sizes.items():
-            _fill(page, page.locator(f"#option-{name} input"), str(value))
+        fields = {page.locator(f"#option-{name} input"): str(n) for name, n in sizes.items()}
+        _fill_all(page, list(fields.items()))
         job_id = _ask_for(page, "a red mushroom", 60, is_open=True)
         seen: list[str] = []
         while len(seen) < 2 and not page.locator("#status .done").count():
@@ -200,6 +208,23 @@ def test_a_page_finds_its_job_after_the_server_was_restarted(
         page.wait_for_selector("a.download:has-text('GLB')")
         assert second.desk.service.get(job_id).step == 400 > at_most
     context.close()
+
+
+def test_what_a_method_wants_is_filled_in_and_said(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.click("#advanced > button")
+    rescale = page.locator("#option-guidance-rescale input")
+    method = page.locator("#option-method input")
+    before = rescale.input_value()
+    for name, value, said in (("reconstruction", "0.5", True), ("sds", before, False)):
+        method.click()
+        page.click(f"[role=option]:has-text('{name}')")
+        page.wait_for_function(
+            "([value]) => document.querySelector('#option-guidance-rescale input').value === value",
+            arg=[value],
+        )
+        assert ("Guidance rescale 0.5" in page.inner_text("#wants")) is said
+    assert before != "0.5"
 
 
 def test_seeds_race_and_the_pick_goes_on(open_page: Callable[..., Any], server: Served) -> None:

@@ -154,7 +154,7 @@ def test_a_lost_node_costs_a_try_and_a_stop_keeps_what_is_made(
         out=out,
         ray=cluster.address,
         workers=2,
-        steps=80,
+        steps=40,
         preset="fast",
         device="cpu",
     )
