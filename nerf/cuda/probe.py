@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import signal
 import subprocess
@@ -27,8 +28,10 @@ from nerf.cuda.kernel_cache import KernelCache, default_folder
 
 __all__ = ["Part", "Verdict", "ask", "kept_or_asked", "main", "verdict"]
 
-Part = Literal["hash grid", "rays"]
-PARTS: tuple[Part, ...] = get_args(Part)
+Part = Literal["hash grid", "rays", "tinycudann"]
+OURS: tuple[Part, ...] = ("hash grid", "rays")
+FOREIGN: tuple[Part, ...] = ("tinycudann",)
+"""Asked by itself, and only where it is installed."""
 
 PROBE_SECONDS = 120.0
 """Time for the start of Python, of CUDA, the compiler, and the tests."""
@@ -64,36 +67,42 @@ def verdict(part: Part, device: torch.device) -> Verdict:
     if device.type != "cuda":
         return UNKNOWN
     index = torch.cuda.current_device() if device.index is None else device.index
-    return _verdicts(index).get(part, UNKNOWN)
+    return _verdicts(index, FOREIGN if part in FOREIGN else OURS).get(part, UNKNOWN)
 
 
 @cache
-def _verdicts(index: int) -> Verdicts:
-    command = partial(_command, index)
-    return kept_or_asked(_key(index), KernelCache(default_folder()), command)
+def _verdicts(index: int, parts: tuple[Part, ...]) -> Verdicts:
+    kept, command = KernelCache(default_folder()), partial(_command, index)
+    return kept_or_asked(_key(index, parts), kept, command, parts=parts)
 
 
 def kept_or_asked(
-    key: str, kept: KernelCache, command: Command, seconds: float = PROBE_SECONDS
+    key: str,
+    kept: KernelCache,
+    command: Command,
+    seconds: float = PROBE_SECONDS,
+    parts: Sequence[Part] = OURS,
 ) -> Verdicts:
     """What was found under this key an earlier time, or is now; kept where it will stay true."""
-    found = _read(kept.read(key))
+    found = _read(kept.read(key), parts)
     if found is None:
-        found, lasting = ask(command, seconds)
+        found, lasting = ask(command, seconds, parts)
         if lasting:
             document = [[part, verdict.fault] for part, verdict in found.items()]
             kept.write(key, json.dumps(document).encode())
     return found
 
 
-def ask(command: Command, seconds: float = PROBE_SECONDS) -> tuple[Verdicts, bool]:
-    """What the command finds of every part, and whether it would find it again.
+def ask(
+    command: Command, seconds: float = PROBE_SECONDS, parts: Sequence[Part] = OURS
+) -> tuple[Verdicts, bool]:
+    """What the command finds of the parts, and whether it would find it again.
 
     A part in which the command dies, hangs or says nothing is at fault; those after it are asked
     for anew. What took too long is not lasting, nor what could not be asked.
     """
     found: dict[Part, Verdict] = {}
-    left, lasting = list(PARTS), True
+    left, lasting = list(parts), True
     while left:
         answers, end = _answers(command(left), seconds)
         for part in list(left):
@@ -146,7 +155,7 @@ def _pairs(document: object) -> dict[Part, str | None]:
     if not isinstance(document, list):
         raise ValueError("not a list")
     for pair in document:
-        if not (isinstance(pair, list) and len(pair) == 2 and pair[0] in PARTS):
+        if not (isinstance(pair, list) and len(pair) == 2 and pair[0] in get_args(Part)):
             raise ValueError("not a part and its fault")
         part, fault = pair
         if not (fault is None or isinstance(fault, str)):
@@ -155,7 +164,7 @@ def _pairs(document: object) -> dict[Part, str | None]:
     return found
 
 
-def _read(kept: bytes | None) -> Verdicts | None:
+def _read(kept: bytes | None, parts: Sequence[Part]) -> Verdicts | None:
     """Verdicts as they were written, None where nothing is or something else."""
     if kept is None:
         return None
@@ -163,21 +172,31 @@ def _read(kept: bytes | None) -> Verdicts | None:
         found = _pairs(json.loads(kept))
     except ValueError:
         return None
-    if found.keys() != set(PARTS):
+    if found.keys() != set(parts):
         return None
     return {part: Verdict(known=True, fault=fault) for part, fault in found.items()}
 
 
-def _key(index: int) -> str:
-    """Name of what decides the tests' outcome: our code, the device, its driver, the versions."""
+def _key(index: int, parts: Sequence[Part]) -> str:
+    """Name of what decides the tests' outcome: the code, the device, its driver, the versions."""
     files = [path for name in _PACKAGES for path in sorted((_ROOT / name).rglob("*.*"))]
     code = [
         path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".cu", ".cuh")
     ]
     properties = torch.cuda.get_device_properties(index)
     about = [properties.name, properties.major, properties.minor, torch.__version__]
-    document = [code, about, list(nvrtc_version()), _driver()]
+    maker = [_build_of("tinycudann") if part in FOREIGN else nvrtc_version() for part in parts]
+    document = [code, about, list(parts), maker, _driver()]
     return f"probe-{hashlib.sha256(json.dumps(document).encode()).hexdigest()[:32]}"
+
+
+def _build_of(package: str) -> list[object]:
+    """Where an installed package lies and when its files there were written."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return []
+    folder = Path(spec.origin).parent
+    return [str(folder), sorted(path.stat().st_mtime_ns for path in folder.iterdir())]
 
 
 def _driver() -> str:
@@ -195,13 +214,14 @@ def _command(index: int, parts: Sequence[Part]) -> Sequence[str]:
 def main() -> None:
     """Test the parts that the command line names, and say of each what is wrong."""
     from nerf.cuda import rays
-    from nerf.hash_grid import cuda
+    from nerf.hash_grid import cuda, self_test, tinycudann
 
     device = torch.device("cuda", int(sys.argv[2]))
     tests: dict[Part, Callable[[torch.device], str | None]] = {
         "hash grid": cuda.fault,
         "rays": rays.fault,
+        "tinycudann": partial(self_test.fault, tinycudann.encode),
     }
-    for part in PARTS:
+    for part in get_args(Part):
         if part in sys.argv[3:]:
             print(json.dumps([part, tests[part](device)]), flush=True)

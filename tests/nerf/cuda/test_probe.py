@@ -15,7 +15,7 @@ from nerf.cuda import probe, rays
 from nerf.cuda.errors import CudaKernelsUnavailable
 from nerf.cuda.kernel_cache import KernelCache
 from nerf.cuda.probe import UNKNOWN, Part, Verdict, ask, kept_or_asked
-from nerf.hash_grid import cuda
+from nerf.hash_grid import cuda, self_test, tinycudann
 
 FINE = Verdict(known=True)
 KEY = "probe-0123"
@@ -68,7 +68,7 @@ def test_what_takes_too_long_is_a_fault_that_is_not_kept(tmp_path: Path) -> None
 )
 def test_rubbish_is_no_answer(text: str) -> None:
     found, lasting = ask(script(text))
-    for part in probe.PARTS:
+    for part in probe.OURS:
         assert str(found[part].fault).endswith("gave no answer")
     assert lasting
 
@@ -123,16 +123,16 @@ def test_the_key_is_of_the_code_the_device_and_the_driver(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: about)
     monkeypatch.setattr(probe, "nvrtc_version", lambda: (13, 0))
     monkeypatch.setattr(probe, "_driver", lambda: "550")
-    keys = [probe._key(0), probe._key(0)]
+    keys = [probe._key(0, probe.OURS), probe._key(0, probe.OURS)]
     assert keys[0] == keys[1]
     monkeypatch.setattr(probe, "_driver", lambda: "560")
-    keys.append(probe._key(0))
+    keys.append(probe._key(0, probe.OURS))
     about.name = "another card"
-    keys.append(probe._key(0))
+    keys.append(probe._key(0, probe.OURS))
     monkeypatch.setattr(probe, "nvrtc_version", lambda: (13, 1))
-    keys.append(probe._key(0))
+    keys.append(probe._key(0, probe.OURS))
     monkeypatch.setattr(probe, "_PACKAGES", ("cuda",))
-    keys.append(probe._key(0))
+    keys.append(probe._key(0, probe.OURS))
     assert len(set(keys)) == 5
 
 
@@ -171,10 +171,10 @@ def test_other_devices_are_not_asked_about_in_another_process() -> None:
 def test_the_real_process_answers_of_every_part() -> None:
     # It starts, finds our code and says why nothing can be computed here.
     found, _ = ask(lambda parts: probe._command(0, parts))
-    for part in probe.PARTS:
+    for part in probe.OURS:
         assert "self-test failed" in str(found[part].fault)
     with pytest.raises((CudaKernelsUnavailable, AssertionError, RuntimeError)):
-        probe._key(0)
+        probe._key(0, probe.OURS)
 
 
 @pytest.mark.gpu
@@ -188,3 +188,43 @@ def test_signals_have_their_names() -> None:
     command = script("os.kill(os.getpid(), 9)")(["rays"])
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert str(ask(script("os.kill(os.getpid(), 9)"))[0]["rays"].fault).endswith("by SIGKILL")
+
+
+def test_tiny_cuda_nn_is_asked_by_itself_and_known_by_its_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, lasting = ask(script("say('tinycudann', 'off by 1')"), parts=probe.FOREIGN)
+    assert found == {"tinycudann": Verdict(known=True, fault="off by 1")}
+    assert lasting
+    kept = KernelCache(tmp_path / "kept")
+    crash = script("os.abort()")
+    for _ in range(2):
+        found = kept_or_asked(KEY, kept, crash, parts=probe.FOREIGN)
+        assert str(found["tinycudann"].fault).endswith("was ended by SIGABRT")
+    # What was kept of it says nothing of ours.
+    ours = kept_or_asked(KEY, kept, script("say('hash grid', None); say('rays', None)"))
+    assert ours == {"hash grid": FINE, "rays": FINE}
+
+    package = tmp_path / "a_package_built_here"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = probe._build_of("a_package_built_here")
+    assert before
+    assert probe._build_of("a_package_built_here") == before
+    (package / "bindings.so").touch()  # built again, for another card
+    assert probe._build_of("a_package_built_here") != before
+    assert probe._build_of("no_such_package_at_all") == []
+
+
+def test_a_verdict_refuses_tiny_cuda_nn_without_asking_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tinycudann, "load", lambda: (SimpleNamespace(), "tinycudann is installed"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(self_test, "fault", lambda *_: pytest.fail("asked here"))
+    broken = Verdict(known=True, fault="it was ended by SIGSEGV")
+    monkeypatch.setattr(probe, "verdict", lambda *_: broken)
+    works = tinycudann.works.__wrapped__
+    device = torch.device("cuda", 0)
+    assert works(device) == (False, "tinycudann is not used: it was ended by SIGSEGV")
+    monkeypatch.setattr(probe, "verdict", lambda *_: FINE)
+    assert works(device) == (True, "tinycudann is installed")
