@@ -88,8 +88,8 @@ class Supervision:
         """One line on how the teacher learns from where it looks, None where nothing is amiss."""
         if self.view_prompts is not None and self.view_prompts.are_one:
             return "the teacher reads all view prompts alike: --view-prompts changes nothing here"
-        told = self.view_prompts is not None or takes_camera(self.teacher)
-        if told or self.options.target != "mesh":
+        seen = self.options.camera_conditioning and takes_camera(self.teacher)
+        if seen or self.view_prompts is not None or self.options.target != "mesh":
             return None
         return (
             "the teacher is not told where the camera stands and may make a front on every side: "

@@ -457,6 +457,7 @@ def test_a_teacher_that_knows_the_view_by_words_alone_wants_them_said() -> None:
     assert warning is not None
     assert "--view-prompts interpolated" in warning
     assert said(takes_camera=True) is None
+    assert said(takes_camera=True, camera_conditioning=False) == warning
     assert said(takes_camera=False, view_prompts="interpolated") is None
     # A picture has one side.
     assert said(takes_camera=False, target="image") is None
