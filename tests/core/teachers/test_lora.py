@@ -3,19 +3,21 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_flux import FluxAttention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from core.denoiser import Conditioning
 from core.frozen import freeze, parameter_sha256
 from core.teachers.deepfloyd_if import DeepFloydIFTeacher
 from core.teachers.flux import FluxTeacher
-from core.teachers.lora import LoraDenoiser
+from core.teachers.lora import LoraDenoiser, adapt
 from core.teachers.pretrained import PretrainedTeacher
 from core.teachers.stable_diffusion import StableDiffusionTeacher
 from core.teachers.stable_diffusion_3 import StableDiffusion3Teacher
@@ -23,6 +25,7 @@ from core.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 from core.teachers.teacher import TakesLora, TeacherOptions, noise_shape
 from core.teachers.toybox import ToyboxTeacher
 from core.teachers.toybox_network import make_network, make_tokenizer
+from core.teachers.unet import UNET_LORA
 from sds3d.optimize import Optimization, StepClock
 from sds3d.optimize_config import OptimizeConfig
 from sds3d.presets import generate_config
@@ -131,6 +134,31 @@ def test_a_twin_holds_no_weight_twice(teacher: Any) -> None:
     frozen = [p for p in own.parameters() if not p.requires_grad]
     assert {id(p) for p in frozen} == {id(p) for p in network.parameters()}
     assert len(twin.trainable) + len(frozen) == len(list(own.parameters()))
+
+
+@pytest.mark.parametrize("context", [768, 1024])
+def test_a_twin_of_the_published_sizes_learns_what_a_lora_on_all_attention_holds(
+    context: int,
+) -> None:
+    """Stable Diffusion 1.5 and 2.1: rank 4 on all attention, by their shapes and by hand."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            cross_attention_dim=context,
+            attention_head_dim=8 if context == 768 else (5, 10, 20, 20),
+            use_linear_projection=context == 1024,
+        )
+    freeze(unet)
+    teacher: Any = SimpleNamespace(unet=unet)
+    twin = adapt(teacher, UNET_LORA, rank=4, generator=torch.Generator().manual_seed(0))
+    widths = 2 * [320, 640, 1280] + [1280] + 3 * [1280, 640, 320]
+    # Eight layers in a block: six from width to width, and two from the text's.
+    by_hand = sum(4 * (6 * 2 * width + 2 * (context + width)) for width in widths)
+    learnt = {name: p.numel() for name, p in twin.trainable.items()}
+    assert sum(n for name, n in learnt.items() if ".lora_" in name) == by_hand
+    assert by_hand == {768: 797_184, 1024: 829_952}[context]
+    # The camera's embedding beside them, which is smaller still.
+    assert 0 < sum(n for name, n in learnt.items() if ".lora_" not in name) < by_hand
+    assert sum(learnt.values()) < 0.0015 * sum(p.numel() for p in unet.parameters())
 
 
 def test_what_learns_is_drawn_from_its_generator_alone() -> None:
