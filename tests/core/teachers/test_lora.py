@@ -141,11 +141,13 @@ def test_a_twin_of_the_published_sizes_learns_what_a_lora_on_all_attention_holds
     context: int,
 ) -> None:
     """Stable Diffusion 1.5 and 2.1: rank 4 on all attention, by their shapes and by hand."""
+    linear: dict[str, Any] = {
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    }
     with torch.device("meta"):
         unet = UNet2DConditionModel(
-            cross_attention_dim=context,
-            attention_head_dim=8 if context == 768 else (5, 10, 20, 20),
-            use_linear_projection=context == 1024,
+            cross_attention_dim=context, **(linear if context == 1024 else {})
         )
     freeze(unet)
     teacher: Any = SimpleNamespace(unet=unet)
