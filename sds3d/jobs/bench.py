@@ -50,7 +50,8 @@ class Bench:
         self, name: TeacherName, device: DeviceName, on_event: Listener
     ) -> tuple[Parts, Teacher]:
         """The parts for this teacher, and the teacher, loaded unless it was kept."""
-        parts, key = self._make_parts(name), (name, device)
+        parts = self._make_parts(name)
+        key: Key = (name, device)
         teacher = self._loaded.pop(key, None)
         if teacher is None:
             # Before the new one comes, so that no more than may be kept is ever in memory.

@@ -62,6 +62,6 @@ CSS = """
   #taxonomy { max-height: 22rem; }
   .students { gap: .7rem; grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .students .plot figcaption { font-size: .7rem; }
-  .students h3, .students .facts { min-height: 2.6em; }
+  .students h3, .students .facts { min-height: 3em; }
 }
 """
