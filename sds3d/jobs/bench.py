@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sds3d.config import DeviceName, TeacherName
-from sds3d.errors import TeacherError
+from sds3d.errors import TeacherError, is_out_of_memory
 from sds3d.events import Listener, Stage
 from sds3d.generate import Parts, Teacher, standard_parts, with_loaded
 from sds3d.jobs.limits import LimitsConfig
@@ -57,7 +57,7 @@ class Bench:
             # Before the new one comes, so that no more than may be kept is ever in memory.
             self._make_room(key)
             on_event(Stage("teacher"))
-            teacher = parts.load_teacher(name, device)
+            teacher = self._load(parts, name, device)
         self._loaded[key] = teacher
         return with_loaded(parts, name, device, teacher), teacher
 
@@ -77,6 +77,18 @@ class Bench:
             del self._loaded[key]
         return bool(others)
 
+    def _load(self, parts: Parts, name: TeacherName, device: DeviceName) -> Teacher:
+        """The teacher, read once more without the others where they leave it too little memory."""
+        try:
+            return parts.load_teacher(name, device)
+        except Exception as error:
+            if not self._loaded or not is_out_of_memory(error):
+                raise
+        # Out here, because the exception's own frames no longer hold what was read of it.
+        self._loaded.clear()
+        free_memory()
+        return parts.load_teacher(name, device)
+
     def _make_room(self, key: Key) -> None:
         while self._loaded and not self._fit([*self._loaded, key]):
             del self._loaded[next(iter(self._loaded))]
@@ -90,6 +102,17 @@ class Bench:
             return False
         # Counted as if they were on one device, the smaller where they are not.
         return sum(filter(None, weights)) <= MOST_OF_MEMORY * min(filter(None, memory), default=0)
+
+
+def free_memory() -> None:
+    """Give back to the device what nothing holds any more."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _weight_bytes(name: TeacherName) -> int | None:

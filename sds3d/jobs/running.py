@@ -26,7 +26,7 @@ from sds3d.errors import (
 )
 from sds3d.events import Event, Preview, Stage
 from sds3d.generate import Generated, generate, made_every_step
-from sds3d.jobs.bench import Bench
+from sds3d.jobs.bench import Bench, free_memory
 from sds3d.jobs.errors import DiskLow, StoreError
 from sds3d.jobs.folders import carry_over, discard_begun
 from sds3d.jobs.job import Job
@@ -253,14 +253,8 @@ class Running:
         )
 
     def _go_down_a_rung(self) -> None:
-        import gc
-
-        import torch
-
         others = self._bench.forget_others()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         if others:
             # The memory that a teacher of other jobs took is the first to be given back.
             self._store.release(self.job.id, self._worker, reason=_FREED)

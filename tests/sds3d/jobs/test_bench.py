@@ -1,5 +1,7 @@
 """Which teachers a worker keeps: the last two, as far as memory goes."""
 
+import dataclasses
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,6 +118,63 @@ def test_a_teacher_of_other_jobs_goes_before_a_job_is_made_smaller(
     done = service.get(job.id)
     assert (done.state, done.degraded, done.failures) == (State.DONE, None, 0)
     assert tries == [2, 1]
+
+
+def test_a_teacher_of_other_jobs_goes_where_the_next_one_cannot_be_loaded_beside_it(
+    service: JobService, make_config: Any, fakes: SimpleNamespace
+) -> None:
+    made = fakes.make_parts()
+    tries: list[tuple[str, int]] = []
+    alive: list[weakref.ref[Any]] = []
+
+    def load(name: str, _device: str) -> Any:
+        tries.append((name, sum(ref() is not None for ref in alive)))
+        teacher = fakes.Teacher()
+        alive.append(weakref.ref(teacher))
+        if tries[-1] == ("toybox", 1):
+            raise MemoryError
+        return teacher
+
+    bench = Bench(
+        lambda _: dataclasses.replace(made, load_teacher=load),
+        previews=False,
+        limits=service.limits,
+        weight_bytes=lambda _: 1,
+        memory_bytes=lambda _: 100,
+    )
+    bench.parts("another", "cpu", ignore_event)
+    job = service.submit(make_config())
+    Worker(service.store, service.out, name="w", bench=bench).run(until_idle=True)
+    done = service.get(job.id)
+    assert (done.state, done.degraded, done.failures) == (State.DONE, None, 0)
+    # The last time neither the other nor what was read of it is in memory.
+    assert tries == [("another", 0), ("toybox", 1), ("toybox", 0)]
+
+
+@pytest.mark.parametrize(
+    ("error", "kept", "tries"), [(MemoryError, 0, 1), (ValueError, 1, 1), (MemoryError, 1, 2)]
+)
+def test_a_teacher_that_cannot_be_loaded_alone_either_is_said_to_be_so(
+    fakes: SimpleNamespace, error: type[Exception], kept: int, tries: int
+) -> None:
+    tried: list[str] = []
+
+    def load(name: str, _device: str) -> Any:
+        tried.append(name)
+        if name == "a":
+            return fakes.Teacher()
+        raise error
+
+    made = dataclasses.replace(fakes.make_parts(), load_teacher=load)
+    bench = Bench(lambda _: made, weight_bytes=lambda _: 1, memory_bytes=lambda _: 100)
+    for name in ["a"] * kept:
+        bench.parts(name, "cpu", ignore_event)
+    with pytest.raises(error):
+        bench.parts("b", "cpu", ignore_event)
+    assert tried == ["a"] * kept + ["b"] * tries
+    # What another teacher judges together says nothing of this one.
+    if error is MemoryError:
+        assert bench.views_together() is None
 
 
 def test_what_the_embedded_teachers_weigh_is_known_and_that_two_of_them_fit_here() -> None:
