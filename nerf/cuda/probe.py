@@ -41,6 +41,10 @@ _ROOT = Path(__file__).parents[1]
 _NOT_ABOUT_KERNELS = ("out of memory", "busy or unavailable")
 """Of faults that say that another process cannot have the device now, as where only one may."""
 
+_CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
+"""Ends that are a word on the kernels. A user or the system may end a process by another signal,
+and one that ends by itself without an answer failed at something else, such as an import."""
+
 _RUN = "import sys; sys.path.insert(0, sys.argv[1]); from nerf.cuda import probe; probe.main()"
 
 
@@ -83,14 +87,26 @@ def kept_or_asked(
     seconds: float = PROBE_SECONDS,
     parts: Sequence[Part] = OURS,
 ) -> Verdicts:
-    """What was found under this key an earlier time, or is now; kept where it will stay true."""
-    found = _read(kept.read(key), parts)
+    """What was found under this key an earlier time, or is now; kept where it will stay true.
+
+    Of each fault it says whether it is kept, and how to test again.
+    """
+    found, stays = _read(kept.read(key), parts), True
     if found is None:
         found, lasting = ask(command, seconds, parts)
-        if lasting:
-            document = [[part, verdict.fault] for part, verdict in found.items()]
-            kept.write(key, json.dumps(document).encode())
-    return found
+        document = [[part, verdict.fault] for part, verdict in found.items()]
+        stays = lasting and kept.write(key, json.dumps(document).encode())
+    again = (
+        f"kept in {kept.path(key)}: delete it to test again"
+        if stays
+        else "the next run tests again"
+    )
+    return {
+        part: verdict
+        if verdict.fault is None
+        else Verdict(known=True, fault=f"{verdict.fault}; {again}")
+        for part, verdict in found.items()
+    }
 
 
 def ask(
@@ -99,7 +115,8 @@ def ask(
     """What the command finds of the parts, and whether it would find it again.
 
     A part in which the command dies, hangs or says nothing is at fault; those after it are asked
-    for anew. What took too long is not lasting, nor what could not be asked.
+    for anew. Lasting are answers and crashes; not what took too long, was ended by another, failed
+    without an answer, or could not be asked.
     """
     found: dict[Part, Verdict] = {}
     left, lasting = list(parts), True
@@ -109,34 +126,52 @@ def ask(
             if part not in answers and end is None:
                 return found | dict.fromkeys(left, UNKNOWN), False
             left.remove(part)
-            fault = answers.get(part, f"their self-test, in a process of its own, {end}")
+            fault = answers.get(
+                part, f"their self-test, in a process of its own, {end and end.words}"
+            )
             known = fault is None or not any(text in fault for text in _NOT_ABOUT_KERNELS)
             found[part] = Verdict(known=True, fault=fault) if known else UNKNOWN
-            lasting = lasting and known and (part in answers or "took longer" not in str(end))
+            lasting = lasting and known and (part in answers or (end is not None and end.crashed))
             if part not in answers:
                 break
     return found, lasting
 
 
-def _answers(command: Sequence[str], seconds: float) -> tuple[dict[Part, str | None], str | None]:
-    """What a command said of parts, and how it ended; no words for one that cannot be started."""
+@dataclass(frozen=True, kw_only=True)
+class _End:
+    """How a command ended, in plain words, and whether by what a kernel can do."""
+
+    words: str
+    crashed: bool = False
+
+
+def _answers(command: Sequence[str], seconds: float) -> tuple[dict[Part, str | None], _End | None]:
+    """What a command said of parts, and how it ended; None for one that cannot be started."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+            # A terminal's Ctrl-C goes to its whole group of processes: the run ends in good order
+            # after one, and its self-test should not die meanwhile.
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired as error:
-        return _parsed(error.stdout or b""), f"took longer than {seconds:g} s"
+        return _parsed(error.stdout or b""), _End(words=f"took longer than {seconds:g} s")
     except OSError:
         return {}, None
     said = done.stderr.decode(errors="replace").strip().splitlines()
     if done.returncode < 0:
         number = -done.returncode
         known = number in [known.value for known in signal.Signals]
-        end = f"was ended by {signal.Signals(number).name if known else f'signal {number}'}"
+        name = signal.Signals(number).name if known else f"signal {number}"
+        end = _End(words=f"was ended by {name}", crashed=name in _CRASHES)
     elif done.returncode > 0:
-        end = f"ended with {done.returncode} ({said[-1] if said else 'no words'})"
+        end = _End(words=f"ended with {done.returncode} ({said[-1] if said else 'no words'})")
     else:
-        end = "gave no answer"
+        end = _End(words="gave no answer")
     return _parsed(done.stdout), end
 
 
