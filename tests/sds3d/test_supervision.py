@@ -13,10 +13,13 @@ from torch.nn import functional as F
 from core.denoiser import ClassifierFreeGuidance, Conditioning, PerpNegGuidance
 from core.distillation.score.csd import CSD
 from core.distillation.score.hifa import HiFA
+from core.distillation.score.ism import ISM
 from core.distillation.score.nfsd import NFSD, NFSD_NEGATIVE_PROMPT
+from core.distillation.score.reconstruction import Reconstruction
 from core.distillation.score.sdi import SDI
 from core.distillation.score.sds import SDS, surrogate_loss
-from core.guidance import GuidanceRescale
+from core.distillation.score.sjc import SJC
+from core.guidance import GuidanceRescale, Unconditional
 from core.prediction import Prediction
 from core.schedule import FlowSchedule, per_sample
 from core.teachers.teacher import encode_for
@@ -145,6 +148,12 @@ def test_names_are_the_methods_they_say() -> None:
         ("csd", CSD(guided)),
         # In this project's scale the authors' opposite of s is 2 - s.
         ("sdi", SDI(denoiser=guided, inverter=ClassifierFreeGuidance(teacher, -5.5))),
+        # It inverts without the prompt, whatever the guidance.
+        ("ism", ISM(denoiser=guided, inverter=Unconditional(teacher), inversion_steps=10)),
+        # Brought back once, and over all views of the object.
+        ("reconstruction", Reconstruction(guidance=guided, rescale=0.5, views=len(X))),
+        ("sjc", SJC(guided, 4)),
+        ("hifa", HiFA(denoiser=guided, image_weight=0.1, steps=10)),
     ):
         found = gradient(method=name, guidance_scale=7.5)
         assert torch.equal(found, rule.gradient(X, T, asked(), noise()))
