@@ -59,7 +59,7 @@ class Verdict:
 UNKNOWN = Verdict(known=False)
 Verdicts = Mapping[Part, Verdict]
 Command = Callable[[Sequence[Part]], Sequence[str]]
-"""The command that tests some parts and prints a line of JSON for each, `[part, fault or null]`."""
+"""The command that tests parts and prints a line of JSON for each, `[part, fault or null]`."""
 
 
 def verdict(part: Part, device: torch.device) -> Verdict:
@@ -114,26 +114,22 @@ def ask(
 ) -> tuple[Verdicts, bool]:
     """What the command finds of the parts, and whether it would find it again.
 
-    A part in which the command dies, hangs or says nothing is at fault; those after it are asked
-    for anew. Lasting are answers and crashes; not what took too long, was ended by another, failed
-    without an answer, or could not be asked.
+    Each part has a process of its own: after an illegal access all that its process asks of CUDA
+    fails, which is no word on the parts after it. A part in which the command dies, hangs or says
+    nothing is at fault. Lasting are answers and crashes; not what took too long, was ended by
+    another, failed without an answer, or could not be asked.
     """
     found: dict[Part, Verdict] = {}
-    left, lasting = list(parts), True
-    while left:
-        answers, end = _answers(command(left), seconds)
-        for part in list(left):
-            if part not in answers and end is None:
-                return found | dict.fromkeys(left, UNKNOWN), False
-            left.remove(part)
-            fault = answers.get(
-                part, f"their self-test, in a process of its own, {end and end.words}"
-            )
-            known = fault is None or not any(text in fault for text in _NOT_ABOUT_KERNELS)
-            found[part] = Verdict(known=True, fault=fault) if known else UNKNOWN
-            lasting = lasting and known and (part in answers or (end is not None and end.crashed))
-            if part not in answers:
-                break
+    lasting = True
+    for part in parts:
+        answers, end = _answers(command([part]), seconds)
+        if part not in answers and end is None:
+            return found | dict.fromkeys(parts[len(found) :], UNKNOWN), False
+        words = "" if end is None else end.words
+        fault = answers.get(part, f"their self-test, in a process of its own, {words}")
+        known = fault is None or not any(text in fault for text in _NOT_ABOUT_KERNELS)
+        found[part] = Verdict(known=True, fault=fault) if known else UNKNOWN
+        lasting &= known and (part in answers or (end is not None and end.crashed))
     return found, lasting
 
 
