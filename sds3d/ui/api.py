@@ -28,7 +28,7 @@ class Api:
         negative_prompt: str = "",
         seed: int = 0,
         preset: str = "balanced",
-        teacher: str = "toybox",
+        teacher: str | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
         resolution: int | None = None,

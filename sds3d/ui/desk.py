@@ -47,7 +47,7 @@ class Wish:
     negative_prompt: str = ""
     seed: int = 0
     preset: str = "balanced"
-    teacher: str = "toybox"
+    teacher: str | None = None
     steps: int | None = None
     guidance_scale: float | None = None
     resolution: int | None = None
@@ -61,8 +61,10 @@ class Wish:
         What the method and the teacher want of their own is a default here as it is on the command
         line: what was asked for wins over it.
         """
-        for name in ("prompt", "negative_prompt", "preset", "teacher"):
+        for name in ("prompt", "negative_prompt", "preset"):
             require_text(name, getattr(self, name))
+        if self.teacher is not None:
+            require_text("teacher", self.teacher)
         if type(self.seed) is not int:
             raise ConfigError(f"seed is {reprlib.repr(self.seed)}: give a whole number")
         if self.preset not in PRESETS:
@@ -74,7 +76,7 @@ class Wish:
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             seed=self.seed,
-            teacher=self.teacher,
+            **({} if self.teacher is None else {"teacher": self.teacher}),
         )
         # All at once, because some options only go together; and with their types looked at.
         document = to_dict(config)

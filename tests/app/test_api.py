@@ -4,6 +4,7 @@
 # pyright: reportArgumentType=false, reportOptionalSubscript=false
 # pyright: reportPossiblyUnboundVariable=false
 
+import dataclasses
 import re
 import struct
 import subprocess
@@ -12,7 +13,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.error import HTTPError
 
 import gradio as gr
@@ -20,6 +21,8 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from sds3d.config import GenerateConfig, PresetName
+from sds3d.presets import generate_config, with_teacher
 from sds3d.ui.api import Api
 from sds3d.ui.config import AppConfig
 from sds3d.ui.serve import Served, serving
@@ -131,6 +134,27 @@ def test_a_value_of_a_wrong_type_is_named(
         getattr(api, endpoint.removeprefix("/"))(**given)
     assert "\n" not in refused.value.message
     assert len(refused.value.message) < 500
+
+
+@pytest.mark.parametrize("preset", get_args(PresetName))
+def test_a_teacher_that_is_left_out_is_the_presets(
+    server: Served, monkeypatch: pytest.MonkeyPatch, preset: PresetName
+) -> None:
+    class Submitted(Exception):
+        pass
+
+    def submit(config: GenerateConfig, **_: object) -> None:
+        raise Submitted(config)
+
+    monkeypatch.setattr(server.desk.service, "submit", submit)
+    with pytest.raises(Submitted) as made:
+        Api(server.desk).submit("a red mushroom", preset=preset)
+    expected = generate_config(preset, prompt="a red mushroom")
+    optimize = with_teacher(expected.optimize, expected.teacher)
+    assert made.value.args[0] == dataclasses.replace(expected, optimize=optimize)
+    with pytest.raises(Submitted) as made:
+        Api(server.desk).submit("a red mushroom", preset=preset, teacher="toybox-guided")
+    assert made.value.args[0].teacher == "toybox-guided"
 
 
 def test_a_password_is_needed_for_all_of_it(tmp_path: Path) -> None:
