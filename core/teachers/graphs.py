@@ -3,9 +3,11 @@
 A network of many small kernels is asked faster than the host can launch them. A graph holds all
 launches of one call, with the addresses that they used: inputs are copied to where they were, the
 graph is replayed, and outputs are copied from where they lie. A call is captured where its shapes
-come again and again and nothing wants a gradient; the first replay is held against the plain call,
-and where it differs, or anything fails, the network is asked plainly from then on. Not run on a GPU
-by this project yet: the rules are tested with a stand-in for CUDA's graphs.
+come again and again and nothing wants a gradient. It is captured on other numbers than its own, so
+that what the network reads on the host, and a graph would hold for good, shows: the first replay,
+on the call's own, is held against the plain call, and where it differs, or anything fails, the
+network is asked plainly from then on. Not run on a GPU by this project yet: the rules are tested
+with a stand-in for CUDA's graphs.
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ class _GraphedForward:
     @torch.no_grad()
     def _capture(self, key: Hashable, leaves: Sequence[Any], structure: Any, plain: Any) -> None:
         """Keep a graph of a call whose plain answer is known, or give graphs up."""
-        static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        static = [_other_numbers(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = tree_unflatten(static, structure)
         held = [leaf for leaf in static if isinstance(leaf, Tensor)]
         try:
@@ -146,6 +148,23 @@ class _GraphedForward:
         self._given_up = True
         self._captured.clear()
         self._note(reason)
+
+
+def _other_numbers(given: Tensor) -> Tensor:
+    """A tensor of the same form whose every number is another one, in memory of its own.
+
+    Numbers are halved, and zero and NaN become a quarter: what is an index stays one that there is.
+    For the same reason the integer 0 alone stays as it is.
+    """
+    static = given.clone()
+    if given.dtype is torch.bool:
+        static.logical_not_()
+    elif given.is_floating_point():
+        half = 0.5 * given.nan_to_num()
+        static.copy_(torch.where(half.abs() < 1e-3, torch.full_like(half, 0.25), half))
+    elif not given.is_complex():
+        static.div_(2, rounding_mode="trunc")
+    return static
 
 
 def _agree(found: Any, expected: Any) -> bool:

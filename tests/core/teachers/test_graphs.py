@@ -1,5 +1,6 @@
 """Graphs of a teacher's network: what is captured and when, with a stand-in for CUDA's graphs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -144,6 +145,102 @@ def test_what_fails_is_given_up_with_one_reason(fake: FakeGraphs, reason: str) -
             assert torch.equal(network(x)["sample"], network.layer(x))
     assert notes == [reason]
     assert fake.captures == 1
+
+
+class ReadsOnTheHost(Network):
+    """Its answer depends on a number that it asks the device for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[float] | None = None
+        self.replaying = False
+
+    def forward(self, x: Tensor, *, extra: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        assert extra is not None
+        read = float(extra["number"].flatten()[-1])
+        if self.replaying:
+            assert self.held is not None
+            read = self.held[-1]
+        else:
+            self.held = [read]
+        scale = -3.0 if math.isnan(read) else read
+        return {"sample": self.layer(x) * (1.0 + scale)}
+
+
+@dataclass
+class HoldingGraphs(FakeGraphs):
+    """As CUDA's: what the host knew at the capture is not read again."""
+
+    network: ReadsOnTheHost | None = None
+
+    def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        network = self.network
+        assert network is not None
+        again, outputs = super().capture(run)
+
+        def replay() -> None:
+            network.replaying = True
+            again()
+            network.replaying = False
+
+        return replay, outputs
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        torch.tensor([0.7]),
+        torch.tensor(0.0),
+        torch.tensor([[math.nan, math.nan]]),
+        torch.tensor([500.0], dtype=torch.float16),
+        torch.tensor([999]),
+        torch.tensor([False, True]),
+    ],
+)
+def test_an_input_that_is_read_on_the_host_is_found_out(number: Tensor) -> None:
+    network, notes = ReadsOnTheHost(), []
+    fake = HoldingGraphs(network=network)
+    # Without other numbers at the capture its replay on the call's own is the plain answer.
+    x = inputs(0)[0]
+    with torch.no_grad():
+        replay, held = fake.capture(lambda: network(x, extra={"number": number}))
+        plain = network(x, extra={"number": number})["sample"]
+        replay()
+    assert torch.equal(held["sample"], plain)
+    with graphed(teacher_of(network), note=notes.append, graphs=fake):
+        for _ in range(6):
+            assert torch.equal(network(x, extra={"number": number})["sample"], plain)
+    assert notes == ["the replay differs from the plain call"]
+    assert fake.captures == 2
+
+
+def test_a_capture_asks_for_no_index_that_there_is_not() -> None:
+    class Looks(Network):
+        def forward(
+            self, x: Tensor, *, extra: dict[str, Tensor] | None = None
+        ) -> dict[str, Tensor]:
+            assert extra is not None
+            by_index, by_time = x[extra["index"]], x[extra["time"].long()]
+            return {"sample": torch.where(extra["mask"], self.layer(by_index), by_time)}
+
+    network, plain, fake = Looks(), Looks(), FakeGraphs()
+    plain.load_state_dict(network.state_dict())
+    for index in ([0, 1, 3, -4], [3, 3, -1, 0]):
+        extra = {
+            "index": torch.tensor(index),
+            "time": torch.tensor([0.0, 3.0, 2.5, 0.2]),
+            "mask": torch.tensor([[True], [False], [True], [False]]),
+        }
+        static = [module._other_numbers(tensor) for tensor in extra.values()]
+        for given, other in zip(extra.values(), static, strict=True):
+            assert (given.shape, given.dtype) == (other.shape, other.dtype)
+            assert not torch.equal(given, other)
+        with graphed(teacher_of(network), note=pytest.fail, graphs=fake):
+            for seed in range(5):
+                x = inputs(seed)[0]
+                found = network(x, extra=extra)["sample"]
+                assert torch.equal(found, plain(x, extra=extra)["sample"])
+    assert (fake.captures, fake.replays) == (2, 6)
 
 
 def test_what_cannot_be_captured_is_left_as_it_is() -> None:
