@@ -220,7 +220,8 @@ def _weights(folder: Path, stem: str) -> tuple[str | None, list[Path], list[str]
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLES)
     if pickles:
         convert = f"python -m core.teachers.convert_pickles {shlex.quote(str(folder.parent))}"
-        return None, [], [f"{folder.name}/{pickles[0]} is a pickle, never read: {convert}"]
+        text = f"{folder.name}/{pickles[0]} is a pickle, which is never read"
+        return None, [], [f"{text}; convert it once: {convert}"]
     return None, [], [f"{folder.name}/{stem}.safetensors is missing: {_AGAIN}"]
 
 

@@ -137,7 +137,7 @@ def discrete_schedule(folder: TeacherFolder) -> tuple[DiscreteVPSchedule, Parame
         config = json.loads(path.read_text(encoding="utf-8"))
         given = _GIVEN[config.get("prediction_type", "epsilon")]
         if "beta_schedule" not in config:
-            raise ValueError(f"{config.get('_class_name')} has no beta_schedule")
+            raise ValueError(f"{config.get('_class_name', path.name)} has no beta_schedule")
         known = {k: v for k, v in config.items() if k in _TRAINING}
         schedule = from_diffusers(DDPMScheduler(**known))
         if not isinstance(schedule, DiscreteVPSchedule):
@@ -160,7 +160,7 @@ _TRAINING = {
 def _damaged(folder: TeacherFolder, name: str, error: Exception) -> TeacherWeightsError:
     said = str(error).strip() or type(error).__name__
     # Its first sentence: what follows in the libraries' words is meant for programmers.
-    reason = re.split(r"(?<=\w)\. |\n", said)[0][:200]
+    reason = re.split(r"\. (?=[A-Z])|\n", said)[0][:200]
     return TeacherWeightsError(
         f"the teacher's {name} in {folder.path} is damaged or of another kind ({reason}): download "
         "or copy the folder again"

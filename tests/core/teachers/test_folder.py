@@ -97,8 +97,12 @@ def test_a_folder_of_another_kind_is_refused(
     assert "is damaged or of another kind" in refusal(tiny_folder("flux-dev"))
     assert "no readable model_index.json" in refusal(tmp_path)
     index = folder / "unet" / "config.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"time_cond_proj_dim": 8}))
+    whole = json.loads(index.read_text())
+    index.write_text(json.dumps(whole | {"time_cond_proj_dim": 8}))
     assert "unet" in refusal(folder)
+    # Of what the library says, its first sentence.
+    index.write_text(json.dumps(whole | {"block_out_channels": [8, 16]}))
+    assert "torch.Size([8]), but got torch.Size([4])): download or copy" in refusal(folder)
 
 
 def test_weights_in_shards_and_in_half_precision_are_found(folder: Path) -> None:
@@ -147,7 +151,7 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(
         path.unlink()
     text = refusal(folder)
     assert "text_encoder/pytorch_model.bin is a pickle" in text
-    assert f"python -m core.teachers.convert_pickles {folder}" in text
+    assert f"convert it once: python -m core.teachers.convert_pickles {folder}" in text
     assert convert([str(folder)]) == 0
     assert str(folder / UNET) in capsys.readouterr().out
     found = StableDiffusionTeacher.load(folder).encode("a car").text
