@@ -111,8 +111,8 @@ class GenerateConfig:
     preset: PresetName = "balanced"
     """Named set of options; options given beside it win."""
     teacher: TeacherName = "toybox"
-    """The diffusion model that judges the renders: toybox, toybox-guided, toybox-words, another name
-    (sd21 or one of your own), a hub's id, or a folder in the diffusers format."""
+    """The diffusion model that judges the renders: toybox, toybox-guided, toybox-words, another
+    name (sd21 or one of your own), a hub's id, or a folder in the diffusers format."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA where there is one."""
     out: Path = Path("outputs")
