@@ -18,6 +18,7 @@ from sds3d.errors import (
     DiskFull,
     EmptyField,
     Interrupted,
+    OutputError,
     PromptError,
     RunLocked,
     Sds3dError,
@@ -33,6 +34,7 @@ from sds3d.jobs.job import Job
 from sds3d.jobs.journal import Journal
 from sds3d.jobs.ladder import next_rung
 from sds3d.jobs.limits import check_disk
+from sds3d.jobs.patience import P, T, patiently
 from sds3d.jobs.previews import Previewer, Ration
 from sds3d.jobs.states import Request, State
 from sds3d.jobs.store import Store
@@ -64,6 +66,7 @@ class Running:
         self._store = store
         self._out = out
         self._worker = worker
+        self._must_end = must_end
         self._bench = bench
         self._watch = Watch(store, job, worker, must_end)
         self._journal: Journal | None = None
@@ -76,7 +79,11 @@ class Running:
         """Whether the job is in the queue again because the disk has no room for a run."""
 
     def run(self) -> None:
-        """Work on the job and say in the store how it ended. Raises StoreError alone."""
+        """Work on the job and say in the store how it ended.
+
+        While the store cannot be written, that waits. Raises StoreError, and OutputError where it
+        waits and `must_end`.
+        """
         exhausted = False
         try:
             generated = self._generate()
@@ -89,8 +96,12 @@ class Running:
         except DiskFull as error:
             self._disk_was_full(error)
         except RunLocked as error:
-            self._store.release(
-                self.job.id, self._worker, wait_seconds=LOCKED_WAIT_SECONDS, reason=str(error)
+            self._write(
+                self._store.release,
+                self.job.id,
+                self._worker,
+                wait_seconds=LOCKED_WAIT_SECONDS,
+                reason=str(error),
             )
         except EmptyField as error:
             stopped = self._watch.request is Request.STOP
@@ -111,6 +122,9 @@ class Running:
             # Here, because the exception's own frames no longer hold what filled the memory.
             self._go_down_a_rung()
 
+    def _write(self, write: Callable[P, T], *args: P.args, **how: P.kwargs) -> T:
+        return patiently(self._must_end, write, *args, **how)
+
     def _generate(self) -> Generated:
         config = self._config()
         if self._watch.must_stop():
@@ -124,8 +138,12 @@ class Running:
         if self._folder is not None and self._folder.name != name:
             carry_over(self._folder, config, teacher.weights_sha256, self._hear)
         self._folder = self._out / name
-        if self._store.report(self.job.id, self._worker, folder=name) is None:
-            self._watch.lost = True
+        try:
+            row = self._write(self._store.report, self.job.id, self._worker, folder=name)
+        except OutputError as error:
+            # Told to end while it waited: no fault of the job's.
+            raise Interrupted(self._folder) from error
+        self._watch.lost = self._watch.lost or row is None
         if self._bench.previews:
             loop: Any = parts.optimize
             optimize = functools.partial(loop, observe=self._previewer())
@@ -201,7 +219,7 @@ class Running:
         elif self._watch.paused:
             self._finish(State.STOPPED, error=None, reason=None)
         else:
-            self._store.release(self.job.id, self._worker)
+            self._write(self._store.release, self.job.id, self._worker)
 
     def cancel(self, made: tuple[State, int] | None = None) -> None:
         """Cancel the job and remove its folder, unless that is another's or was there before.
@@ -209,21 +227,21 @@ class Running:
         `made` is what became of a run that ended before it heard of it, and its step.
         """
         folder = None if self._folder is None else self._folder.name
-        row = self._store.cancel(self.job.id, self._worker, folder=folder, made=made)
+        row = self._write(self._store.cancel, self.job.id, self._worker, folder=folder, made=made)
         if row is not None:
             begun = None if self._folder is None else self._folder.name
-            discard_begun(self._store, self._out, row, begun, made_now=self._computed)
+            self._write(discard_begun, self._store, self._out, row, begun, made_now=self._computed)
 
     def _finish(self, state: State, **values: Any) -> None:
         """Say how the job ended, unless it was to be cancelled meanwhile: then it is."""
-        if self._store.finish(self.job.id, self._worker, state, **values) is None:
+        if self._write(self._store.finish, self.job.id, self._worker, state, **values) is None:
             # Where it is another worker's now, this does nothing either.
             self.cancel((state, values["step"]) if "step" in values else None)
 
     def _wait_for_disk(self, error: DiskLow) -> None:
         """Back to the queue: it is no fault of this job's, and the next one would find the same."""
         self.waits_for_disk = True
-        self._store.release(self.job.id, self._worker, reason=disk_reason(error))
+        self._write(self._store.release, self.job.id, self._worker, reason=disk_reason(error))
 
     def _disk_was_full(self, error: DiskFull) -> None:
         """The disk had no room in the midst of the run, whose last checkpoint is whole.
@@ -237,15 +255,20 @@ class Running:
         except DiskLow as low:
             self._wait_for_disk(low)
         else:
-            self._store.count_failure(
-                self.job.id, self._worker, error=type(error).__name__, reason=str(error)
+            self._write(
+                self._store.count_failure,
+                self.job.id,
+                self._worker,
+                error=type(error).__name__,
+                reason=str(error),
             )
 
     def _end(self, state: State, error: Sds3dError) -> None:
         self._finish(state, error=type(error).__name__, reason=str(error))
 
     def _count_failure(self, error: Exception) -> None:
-        self._store.count_failure(
+        self._write(
+            self._store.count_failure,
             self.job.id,
             self._worker,
             error=type(error).__name__,
@@ -257,7 +280,7 @@ class Running:
         free_memory()
         if others:
             # The memory that a teacher of other jobs took is the first to be given back.
-            self._store.release(self.job.id, self._worker, reason=_FREED)
+            self._write(self._store.release, self.job.id, self._worker, reason=_FREED)
             return
         options = self.job.options
         together = self._bench.views_together() if options.optimize.camera_conditioning else 1
@@ -273,9 +296,13 @@ class Running:
         config, text = lower
         degraded = f"{self.job.degraded}; {text}" if self.job.degraded else text
         folder = self._begin_lower(self._here(config))
-        row = self._store.degrade(self.job.id, self._worker, config, degraded, folder=folder)
+        row = self._write(
+            self._store.degrade, self.job.id, self._worker, config, degraded, folder=folder
+        )
         if row is not None:
-            self._store.release(self.job.id, self._worker, reason=f"out of memory: {degraded}")
+            self._write(
+                self._store.release, self.job.id, self._worker, reason=f"out of memory: {degraded}"
+            )
 
     def _begin_lower(self, config: GenerateConfig) -> str | None:
         """The folder in which the smaller run goes on with what is optimised; None: it cannot."""

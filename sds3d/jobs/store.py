@@ -279,6 +279,13 @@ class Store(StoreReader):
                 (worker, pid, doing, self._now()),
             )
 
+    def check_writable(self) -> None:
+        """Raise OutputError or StoreError where nobody could write here now."""
+        with self._database.transaction() as connection:
+            # A row that comes and goes: as much room as a heartbeat takes.
+            connection.execute("INSERT INTO workers VALUES ('', 0, '', 0)")
+            connection.execute("DELETE FROM workers WHERE name = ''")
+
     def forget_worker(self, worker: str) -> None:
         """Remove a worker that has ended."""
         with self._database.transaction() as connection:

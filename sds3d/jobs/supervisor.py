@@ -53,6 +53,7 @@ class _Slot:
     trouble: str | None = None
     last_beat: float | None = None
     changed_at: float = 0.0
+    unheard: bool = False
     killed_because: str | None = None
     timed_out: bool = False
     claim: tuple[str, float | None] | None = None
@@ -185,7 +186,7 @@ class Supervisor:
         slot.name = f"worker-{secrets.token_hex(4)}"
         slot.spawned_at = slot.changed_at = self._now()
         slot.last_beat = slot.claim = None
-        slot.killed_because, slot.timed_out = None, False
+        slot.killed_because, slot.timed_out, slot.unheard = None, False, False
         command = [*self._command, "--store", str(self.store.path), "--out", str(self.out)]
         command += ["--name", slot.name, "--parent", str(os.getpid())]
         try:
@@ -226,7 +227,22 @@ class Supervisor:
         patience = STARTUP_SECONDS if slot.last_beat is None else self._stale_seconds
         # The time since we saw it change, not the row's own: a clock may be set, a laptop sleep.
         if self._now() - slot.changed_at > patience:
+            if not self._could_be_heard(slot):
+                return
             slot.killed_because = f"it gave no sign of life for {patience:g} s"
+
+    def _could_be_heard(self, slot: _Slot) -> bool:
+        """Whether a worker that says nothing could have. Raises where the store is not writable."""
+        try:
+            self.store.check_writable()
+        except Sds3dError:
+            slot.unheard = True
+            raise
+        if slot.unheard:
+            # It can only now: its patience begins anew.
+            slot.unheard, slot.changed_at = False, self._now()
+            return False
+        return True
 
     def _look_at_the_clock(self, slot: _Slot) -> None:
         job = self.store.active_of(slot.name)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from sds3d.errors import OutputError
 from sds3d.events import Event, Step
 from sds3d.jobs.errors import UnknownJob
 from sds3d.jobs.job import Job
+from sds3d.jobs.patience import patiently
 from sds3d.jobs.states import ACTIVE, Request
 from sds3d.jobs.store import Store
 
@@ -63,7 +65,7 @@ class Watch:
         return self.request is Request.STOP
 
     def hear(self, event: Event) -> None:
-        """Pass a step on to the store, not more often than once a second."""
+        """Pass a step on to the store, not more often than once a second, if it can be written."""
         if not isinstance(event, Step):
             return
         pause_at = self._job.pause_at
@@ -72,13 +74,13 @@ class Watch:
         if not is_last and self._now() - self._reported < REPORT_SECONDS:
             return
         self._reported = self._now()
-        row = self._store.report(
-            self._job.id,
-            self._worker,
-            step=event.step,
-            steps=event.steps,
-            eta_seconds=event.eta_seconds,
-        )
+        values = {"step": event.step, "steps": event.steps, "eta_seconds": event.eta_seconds}
+        # The last one is waited for; before that the next second's says all that this one would.
+        give_up = self._must_end if is_last else _at_once
+        try:
+            row = patiently(give_up, self._store.report, self._job.id, self._worker, **values)
+        except OutputError:
+            return
         self.lost = self.lost or row is None
 
     def _look(self) -> None:
@@ -92,3 +94,7 @@ class Watch:
             return
         self.request = job.request
         self.lost = job.worker != self._worker or job.state not in ACTIVE
+
+
+def _at_once() -> bool:
+    return True

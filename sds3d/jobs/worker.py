@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sds3d.errors import EXIT_INTERNAL, EXIT_OK, Sds3dError
+from sds3d.errors import EXIT_INTERNAL, EXIT_OK, OutputError, Sds3dError
 from sds3d.jobs.bench import Bench
 from sds3d.jobs.running import Running
 from sds3d.jobs.store import Store
@@ -71,7 +71,12 @@ class Worker:
 
     def run_next(self, must_end: Callable[[], bool] = lambda: False) -> bool:
         """Claim the first waiting job and work on it; False where none waits."""
-        job = self.store.claim(self.name)
+        try:
+            job = self.store.claim(self.name)
+        except OutputError:
+            # The store's own disk is full: one does wait, and nothing was claimed.
+            self._waits_for_disk = True
+            return True
         if job is None:
             return False
         self.doing = job.id
@@ -100,7 +105,8 @@ class Worker:
     @contextlib.contextmanager
     def _beating(self) -> Iterator[None]:
         ended = threading.Event()
-        self.store.beat(self.name, os.getpid(), self.doing)
+        with contextlib.suppress(OutputError):
+            self.store.beat(self.name, os.getpid(), self.doing)
 
         def beat() -> None:
             while not ended.wait(self._heartbeat_seconds):
@@ -116,7 +122,9 @@ class Worker:
         finally:
             ended.set()
             thread.join()
-            self.store.forget_worker(self.name)
+            # A supervisor forgets who is no more, too.
+            with contextlib.suppress(OutputError):
+                self.store.forget_worker(self.name)
 
 
 def main(words: Sequence[str] | None = None, *, bench: Bench | None = None) -> int:
