@@ -26,6 +26,7 @@ class StableDiffusionXLTeacher(StableDiffusionTeacher):
     """
 
     latents_to_rgb = None  # it has an autoencoder of its own
+    _kept_sizes: tuple[tuple[int, torch.device, torch.dtype], Tensor] | None = None
 
     @property
     def text_readers(self) -> Sequence[TextReader]:
@@ -51,8 +52,18 @@ class StableDiffusionXLTeacher(StableDiffusionTeacher):
 
     def added_conditions(self, cond: Conditioning) -> dict[str, Any]:
         assert cond.pooled_text is not None
-        size = self.image_size
-        row: Tensor = torch.tensor([[size, size, 0, 0, size, size]], device=self.device)
-        time_ids = row.to(self.dtype).expand(len(cond.pooled_text), -1)
+        time_ids = self._sizes().expand(len(cond.pooled_text), -1)
         text = cond.pooled_text.to(self.dtype)
         return {"added_cond_kwargs": {"text_embeds": text, "time_ids": time_ids}}
+
+    def _sizes(self) -> Tensor:
+        """[1, 6]: original size, crop and target size, on the device since an earlier call."""
+        wanted = (self.image_size, self.device, self.dtype)
+        kept = self._kept_sizes
+        if kept is None or kept[0] != wanted:
+            size, device, dtype = wanted
+            # Made there, number by number: a list of the host would have to be waited for.
+            row = torch.full((1, 6), size, device=device, dtype=dtype)
+            row[:, 2:4] = 0
+            kept = self._kept_sizes = wanted, row
+        return kept[1]

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 import count_launches
+from core.denoiser import Conditioning
 from core.discrete_schedule import DiscreteVPSchedule
 from core.distillation.score.sds import eps_weighting
 from core.prediction import Parametrisation, Prediction
 from core.schedule import FlowSchedule
+from core.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 from host_kernels import HostBuilds, system_compiler
 from nerf.transfer import to_device
 from sds3d.optimize import Optimization, StepClock
@@ -145,6 +147,24 @@ def test_what_a_teacher_of_noise_says_is_read_without_a_wait(given: Parametrisat
     # On the CPU times outside are found with every schedule.
     with pytest.raises(ValueError, match="cannot be read"):
         _ = Prediction(value, given, x_t, t * float("nan"), schedule).x0
+
+
+def test_what_sdxl_is_told_beside_the_text_needs_no_wait() -> None:
+    with simulated(unused) as simulation:
+        teacher = StableDiffusionXLTeacher.__new__(StableDiffusionXLTeacher)
+        teacher.image_size, teacher.device, teacher.dtype = 1024, DEVICE, torch.float16
+        pooled = to_device(torch.zeros(2, 8), DEVICE)
+        made = []
+        for _ in range(2):
+            simulation.forget()
+            told = teacher.added_conditions(Conditioning(pooled_text=pooled))["added_cond_kwargs"]
+            assert simulation.waits.total() == 0
+            made.append(simulation.launches.total())
+        # At the second call nothing is made any more.
+        assert made[1] < made[0]
+        sizes = told["time_ids"]
+        assert isinstance(sizes, OnDevice)
+        assert sizes.held.tolist() == [[1024, 1024, 0, 0, 1024, 1024]] * 2
 
 
 def test_the_command_prints_its_counts(

@@ -315,6 +315,24 @@ def test_text_is_encoded_once_and_its_encoders_can_go(name: str, load: Load) -> 
     assert torch.equal(again.text, cond.text)
 
 
+def test_the_sizes_that_sdxl_is_told_are_made_once_for_an_image_size(load: Load) -> None:
+    teacher = load("sdxl")
+    assert isinstance(teacher, StableDiffusionXLTeacher)
+    cond = teacher.encode(PROMPT)
+
+    def told(count: int) -> Tensor:
+        return teacher.added_conditions(cond.expand(count))["added_cond_kwargs"]["time_ids"]
+
+    first = told(2)
+    assert first.tolist() == [[16, 16, 0, 0, 16, 16]] * 2
+    assert told(3).data_ptr() == first.data_ptr()
+    teacher.image_size = 24
+    assert told(1).tolist() == [[24, 24, 0, 0, 24, 24]]
+    assert first.tolist() == [[16, 16, 0, 0, 16, 16]] * 2
+    teacher.dtype = torch.float64
+    assert told(1).dtype == torch.float64
+
+
 def test_a_camera_is_nothing_to_a_teacher_of_prompts(load: Load) -> None:
     teacher = load("sd-eps")
     cond = teacher.encode(PROMPT)
