@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from sds3d.config import GenerateConfig
 from sds3d.errors import ConfigError, Sds3dError
-from sds3d.jobs.errors import WrongState
+from sds3d.jobs.errors import UnknownJob, WrongState
 from sds3d.jobs.job import Job
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import FINISHED, State
@@ -41,10 +41,10 @@ def start_race(
 
 
 def end_race(service: JobService, job_ids: Sequence[str]) -> None:
-    """Cancel those that still wait or run; the others stay, to be continued."""
+    """Cancel those that still wait or run; the others stay, to be continued, or are gone."""
     for job_id in job_ids:
-        # One that ended in between needs no end.
-        with contextlib.suppress(WrongState):
+        # One that ended in between needs no end, nor one that was deleted.
+        with contextlib.suppress(WrongState, UnknownJob):
             if service.get(job_id).state not in FINISHED:
                 service.cancel(job_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from sds3d.errors import Sds3dError
+from sds3d.jobs.errors import UnknownJob
 from sds3d.jobs.job import Job
 from sds3d.jobs.race import (
     LEAST_RUNNERS,
@@ -57,10 +59,18 @@ class Standing:
 
 
 def standing(desk: Desk, job_ids: list[str]) -> Standing:
-    """How these jobs stand against each other. Raises UnknownJob."""
+    """How these jobs stand against each other, those that were deleted left out.
+
+    Raises UnknownJob where all of them were.
+    """
     if not job_ids:
         return Standing()
-    jobs = [desk.service.get(job_id) for job_id in job_ids]
+    jobs: list[Job] = []
+    for job_id in job_ids:
+        with contextlib.suppress(UnknownJob):
+            jobs.append(desk.service.get(job_id))
+    if not jobs:
+        raise UnknownJob(job_ids[0])
     readings = [desk.watching.look(job) for job in jobs]
     figures = compare([reading.agreement for reading in readings])
     best = _best(jobs, figures)
@@ -147,7 +157,8 @@ class Race:
                 steps=whole("steps of each", steps) or 0,
             )
         except Sds3dError as error:
-            return [race, pieces.notice(str(error)), *self.refresh(race, seen)]
+            race, view = self._as_it_is(race, seen)
+            return [race, pieces.notice(str(error)), *view]
         race = SEPARATOR.join(job.id for job in jobs)
         return [race, "", *self.refresh(race, {})]
 
@@ -164,14 +175,23 @@ class Race:
     def _stay(self, race: str, seen: Seen | None, text: str) -> list[Any]:
         """The outputs of `go_on` where nothing goes on: of `attach` the notice alone."""
         others = [gr.skip()] * (len(self._attach("", {})) - 2)
-        return [race, *self.refresh(race, seen), gr.skip(), pieces.notice(text), *others]
+        race, view = self._as_it_is(race, seen)
+        return [race, *view, gr.skip(), pieces.notice(text), *others]
+
+    def _as_it_is(self, race: str, seen: Seen | None) -> tuple[str, list[Any]]:
+        """The race and what changed; none where all of it was deleted meanwhile."""
+        try:
+            return race, self.refresh(race, seen)
+        except UnknownJob:
+            return "", self.refresh("", {})
 
     def end(self, race: str) -> list[Any]:
         """Cancel who has not finished, and clear the page of the race."""
         try:
             end_race(self.desk.service, _ids(race))
         except Sds3dError as error:
-            return [race, pieces.notice(str(error)), *self.refresh(race, {})]
+            race, view = self._as_it_is(race, {})
+            return [race, pieces.notice(str(error)), *view]
         return ["", "", *self.refresh("", {})]
 
     def _changes(self, shown: Standing, seen: Seen) -> list[Any]:

@@ -136,6 +136,37 @@ def test_an_address_brings_a_race_back_and_its_end_keeps_what_is_ready(
     assert states == [State.STOPPED, State.STOPPED, State.CANCELLED]
 
 
+def test_a_race_of_which_one_was_deleted_goes_on_and_can_be_closed(
+    race: Race, desk: Desk, submit: Callable[..., Job], work: Callable[[], None]
+) -> None:
+    gone, kept = (job.id for job in _start(race, 2))
+    work()
+    late = submit(seed=9).id
+    text = f"{gone}.{kept}.{late}"
+    *_, seen = race.refresh(text, {})
+    desk.service.delete(gone)
+    shown, _, panel, cards, *_, after = race.load(text, seen)
+    assert shown == text
+    assert panel == {"__type__": "update"}
+    assert cards.count("<article") == 2
+    assert [job_id for _, job_id in after["runners"]] == [kept, late]
+    # Who was deleted in this very moment cannot go on, and the page says so.
+    stays, *_, said = race.go_on(text, seen, gone)[:10]
+    assert stays == text
+    assert "there is no job" in said
+    assert race.end(text)[:2] == ["", ""]
+    states = [desk.service.get(job_id).state for job_id in (kept, late)]
+    assert states == [State.STOPPED, State.CANCELLED]
+    desk.service.delete(kept)
+    left, *_, said = race.go_on(gone, seen, gone)[:10]
+    assert left == ""
+    assert "there is no job" in said
+    assert race.end(gone)[:2] == ["", ""]
+    begun, said, *_ = race.start(gone, seen, 9, 10, *FORM)
+    assert begun == ""
+    assert "2 to 4" in said
+
+
 def test_runs_are_compared_where_all_of_them_were_measured() -> None:
     assert compare([{50: 3.0, 100: 1.0}, {50: 2.0}]) == [3.0, 2.0]
     assert compare([{50: 3.0, 100: 1.0}, {100: 2.0}]) == [1.0, 2.0]
