@@ -5,10 +5,11 @@
 A few steps of the `fast` preset on a simulated device (scripts/simulated_device.py), with our CUDA
 kernels built for the host, so that a C++ compiler is needed. "launches" are kernels as torch asks
 for them, one for each of its operations (a library may use more), and ours; "waits" are places
-where the host cannot go on before the device is done. Both for a step with an update of the
-occupancy grid and for one without. "teacher network" is the part of the launches that
-`--cuda-graphs` replays as one. Neither says how long anything takes. `--teacher none` asks a
-stand-in that launches one kernel. With --json the last line is an object.
+where the host cannot go on before the device is done. Both for a step without an update of the
+occupancy grid, for one with it, and for one whose update visits a part of the cells, as all do
+after the grid's warm-up. "teacher network" is the part of the launches that `--cuda-graphs` replays
+as one. Neither says how long anything takes. `--teacher none` asks a stand-in that launches one
+kernel. With --json the last line is an object.
 """
 
 from __future__ import annotations
@@ -30,12 +31,18 @@ from core.denoiser import Conditioning
 from core.prediction import Prediction
 from core.schedule import FlowSchedule
 from host_kernels import HostBuilds, system_compiler
+from nerf.occupancy import OccupancyConfig
 from sds3d.config import GenerateConfig
 from sds3d.optimize import Optimization, StepClock
 from sds3d.presets import generate_config
 from simulated_device import DEVICE, Simulation, simulated
 
 WARM_UP = 4
+SAID = {
+    "without": "without an update of the occupancy grid",
+    "with": "with an update of the occupancy grid",
+    "later": "with an update after the grid's warm-up",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +97,7 @@ class _Watched:
 
 
 def count(teacher_name: str, builds: HostBuilds, **options: Any) -> dict[str, Counts]:
-    """Counts of a step "without" and one "with" an update of the occupancy grid.
+    """Counts of a step of each kind in SAID.
 
     options: of the optimisation, in the place of the preset's.
     """
@@ -116,8 +123,14 @@ def count(teacher_name: str, builds: HostBuilds, **options: Any) -> dict[str, Co
         watched = _Watched(network, simulation)
         loop = Optimization(config, teacher)
         interval = config.optimize.occupancy_interval
-        while len(found) < 2:
-            kind = "with" if loop.step % interval == 0 else "without"
+        warm_up = OccupancyConfig().warmup_steps
+        while len(found) < len(SAID):
+            if len(found) == len(SAID) - 1:
+                # What a run reaches in time; the counts do not depend on what it learnt till then.
+                loop.step = max(loop.step, warm_up)
+            kind = "later" if loop.step >= warm_up else "with"
+            if loop.step % interval:
+                kind = "without"
             simulation.forget()
             watched.launches = 0
             report = loop.advance(StepClock())
@@ -149,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = count(args.teacher, HostBuilds(compiler, Path(folder)))
     for kind, counts in found.items():
         print(
-            f"a step {kind} an update of the occupancy grid: {counts.launches} launches, of which "
+            f"a step {SAID[kind]}: {counts.launches} launches, of which "
             f"the teacher's network {counts.teacher_network} and our kernels "
             f"{sum(counts.ours.values())}; {sum(counts.waits.values())} waits"
         )

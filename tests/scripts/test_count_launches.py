@@ -57,7 +57,7 @@ def unused(*_: object) -> Any:
         {"method": "reconstruction", "guidance_rescale": 0.5},
     ],
 )
-def test_a_step_waits_for_the_device_three_times(
+def test_a_step_waits_for_the_device_three_times_and_a_later_update_once_more(
     builds: HostBuilds, options: dict[str, Any]
 ) -> None:
     found = count_launches.count("none", builds, **SMALL, **options)
@@ -72,7 +72,10 @@ def test_a_step_waits_for_the_device_three_times(
         assert counts.ours["scatter"] >= counts.ours["weigh_backward"] == 1
         assert counts.launches > sum(counts.ours.values())
     assert "remember" not in found["without"].ours
-    assert found["with"].ours["remember"] == 1
+    assert found["with"].ours["remember"] == found["later"].ours["remember"] == 1
+    assert found["with"].waits == found["without"].waits
+    # After its warm-up the grid looks at the occupied cells only, and asks how many there are.
+    assert found["later"].waits == found["without"].waits | {"size in nerf/occupancy.py": 1}
 
 
 @pytest.mark.parametrize(
