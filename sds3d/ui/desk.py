@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import reprlib
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 from sds3d.config import GenerateConfig, PresetName
 from sds3d.config_json import from_dict, to_dict
-from sds3d.errors import ConfigError
+from sds3d.errors import ConfigError, output_error
 from sds3d.jobs.job import Job
 from sds3d.jobs.service import JobService
 from sds3d.presets import PRESETS, defaults_of_method, generate_config, with_teacher
@@ -134,35 +135,49 @@ class Desk:
         self._copying = threading.Lock()
 
     def copy(self, job: Job, name: str) -> Path | None:
-        """A copy of a job's file under a name of its own; None where there is no such file."""
-        if name == OBJ_ZIP:
-            packed = obj_zip(self.service, job)
-            source = None
-        else:
-            packed = None
-            source = job_file(self.service, job, name)
-        if source is None and packed is None:
+        """A copy of a job's file under a name of its own; None where there is no such file.
+
+        Raises OutputError where there is no room for one.
+        """
+        try:
+            if name == OBJ_ZIP:
+                packed = obj_zip(self.service, job)
+                source = None
+            else:
+                packed = None
+                source = job_file(self.service, job, name)
+            if source is None and packed is None:
+                return None
+            stamp = "zip" if source is None else str(source.stat().st_mtime_ns)
+            target = self.copies / f"{job.id}-{stamp}" / download_name(job, name)
+            return self._copied(target, source, packed)
+        except FileNotFoundError:
+            # The run was deleted in this moment.
             return None
-        stamp = "zip" if source is None else str(source.stat().st_mtime_ns)
-        target = self.copies / f"{job.id}-{stamp}" / download_name(job, name)
-        return self._copied(target, source, packed)
 
     def example(self, key: str) -> Example | None:
         """The example that a page calls so."""
         return next((example for example in self.examples if example.key == key), None)
 
     def copy_example(self, example: Example) -> Path:
-        """A copy of an example's mesh."""
+        """A copy of an example's mesh. Raises OutputError where there is no room for it."""
         return self._copied(self.copies / "examples" / example.mesh.name, example.mesh, None)
 
     def _copied(self, target: Path, source: Path | None, packed: bytes | None) -> Path:
         with self._copying:
             if packed is not None or not target.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
                 partial = target.with_suffix(".partial")
-                if source is not None:
-                    shutil.copyfile(source, partial)
-                elif packed is not None:
-                    partial.write_bytes(packed)
-                os.replace(partial, target)
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if source is not None:
+                        shutil.copyfile(source, partial)
+                    elif packed is not None:
+                        partial.write_bytes(packed)
+                    os.replace(partial, target)
+                except FileNotFoundError:
+                    raise
+                except OSError as error:
+                    with contextlib.suppress(OSError):
+                        partial.unlink()
+                    raise output_error(error, self.copies) from error
         return target

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from sds3d.errors import Sds3dError
+from sds3d.errors import OutputError, Sds3dError
 from sds3d.jobs.job import Job
 from sds3d.jobs.states import ACTIVE, CONTINUABLE, FINISHED, State
 from sds3d.ui import examples, pieces
@@ -53,29 +55,40 @@ def look(desk: Desk, job: Job) -> Look:
     except Sds3dError:
         shown["command"] = ""
     if result is not None:
-        model = desk.copy(job, "mesh.glb")
+        model, said = _model(lambda: desk.copy(job, "mesh.glb"))
         shown |= {
+            "status": shown["status"] + said,
             "has_result": True,
             "picture": "",
-            "model": None if model is None else str(model),
+            "model": model,
             "report": pieces.report(job, result),
             "downloads": pieces.downloads(job, result),
         }
         return Look(**shown)
-    picture = service.picture(job)
+    picture = pieces.growing(job, service.picture(job))
     if picture is not None:
-        shown["picture"] = pieces.growing(job, picture.stat().st_mtime_ns)
+        shown["picture"] = picture
     elif job.state in FINISHED:
         shown["picture"] = ""
     return Look(**shown)
 
 
+def _model(copy: Callable[[], Path | None]) -> tuple[str | None, str]:
+    """The copy for the viewer, or why there is none: what was made is whole, and the rest shown."""
+    try:
+        path = copy()
+    except OutputError as error:
+        return None, pieces.notice(f"the mesh is whole, but cannot be turned here: {error}")
+    return None if path is None else str(path), ""
+
+
 def look_at_example(desk: Desk, example: Example) -> Look:
     """An example's mesh, as if it had just been made."""
+    model, said = _model(lambda: desk.copy_example(example))
     return Look(
-        status=examples.status(example),
+        status=examples.status(example) + said,
         picture="",
         has_result=True,
-        model=str(desk.copy_example(example)),
+        model=model,
         downloads=examples.downloads(example),
     )

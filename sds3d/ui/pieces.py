@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -108,8 +109,15 @@ def health(job: Job, reading: Reading, result: dict[str, Any] | None) -> str:
     return SOUND if reading.is_judged else NOT_JUDGED
 
 
-def growing(job: Job, version: int) -> str:
-    """The latest picture of the object from four sides; `version` changes with it."""
+def growing(job: Job, path: Path | None) -> str | None:
+    """The latest picture of the object from four sides, in `path`; None where there is none."""
+    try:
+        version = None if path is None else path.stat().st_mtime_ns
+    except OSError:
+        # Its run was deleted in this moment.
+        return None
+    if version is None:
+        return None
     address = f"{url('jobs', job.id, GROWING)}?v={version}"
     alt = html.escape(f"{job.prompt}, from four sides")
     return f'<img class="growing" src="{address}" alt="{alt}">'

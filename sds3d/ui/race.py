@@ -104,12 +104,8 @@ def _title(job: Job, figure: float | None) -> str:
 
 
 def _card(desk: Desk, job: Job, figure: float | None, *, is_best: bool) -> str:
-    path = desk.service.picture(job)
-    picture = (
-        pieces.waiting_picture("waits for its turn" if job.state is State.QUEUED else "no picture")
-        if path is None
-        else pieces.growing(job, path.stat().st_mtime_ns)
-    )
+    waiting = "waits for its turn" if job.state is State.QUEUED else "no picture"
+    picture = pieces.growing(job, desk.service.picture(job)) or pieces.waiting_picture(waiting)
     goal = job.pause_at or job.steps
     facts = [f"step {job.step} of {goal}"]
     if figure is not None:

@@ -1,6 +1,7 @@
 """The tab from prompt to mesh: its handlers, called as functions."""
 
 import dataclasses
+import errno
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import gradio as gr
 import pytest
 
 from sds3d.config_json import from_dict, to_dict
@@ -17,13 +19,15 @@ from sds3d.events import SOUND
 from sds3d.jobs.job import Job
 from sds3d.jobs.states import State
 from sds3d.ui import pieces
+from sds3d.ui.api import Api
 from sds3d.ui.command import command_line
 from sds3d.ui.desk import Desk, Wish
 from sds3d.ui.form import FIELDS, preset_values, wish_of_form
 from sds3d.ui.gallery import Gallery, cards
-from sds3d.ui.look import Look, look
+from sds3d.ui.look import Look, look, look_at_example
 from sds3d.ui.options import all_choices
 from sds3d.ui.plots import line_plot
+from sds3d.ui.race import standing
 from sds3d.ui.text_to_3d import TextTo3D
 from sds3d.ui.watching import Reading
 
@@ -72,6 +76,53 @@ def test_a_run_is_shown_from_the_queue_to_its_mesh(
     assert "a little fog" in done.status
     assert "1 280" in done.report
     assert done.plots.count("<polyline") == 2
+
+
+def test_a_full_disk_of_copies_hides_no_result(
+    tab: TextTo3D,
+    desk: Desk,
+    submit: Callable[..., Job],
+    work: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_source: Path, target: Path) -> None:
+        target.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = submit()
+    work()
+    with monkeypatch.context() as patch:
+        patch.setattr("sds3d.ui.desk.shutil.copyfile", refuse)
+        shown = look(desk, desk.service.get(job.id))
+        *_, seen = tab.refresh(job.id, {})
+        with pytest.raises(gr.Error, match="no space left"):
+            Api(desk).download(job.id, "mesh.glb")
+        example = look_at_example(desk, desk.examples[0])
+    assert (shown.has_result, shown.model) == (True, None)
+    assert "no space left" in shown.status
+    assert f"/jobs/{job.id}/mesh.glb?download" in shown.downloads
+    assert seen["downloads"] == shown.downloads
+    assert (example.has_result, example.model) == (True, None)
+    # Nothing of it is left, and it is shown when there is room.
+    assert [path for path in desk.copies.rglob("*") if path.is_file()] == []
+    again = look(desk, desk.service.get(job.id))
+    assert again.model is not None
+    assert "no space left" not in again.status
+
+
+def test_a_run_that_is_deleted_while_it_is_looked_at_is_shown_without_its_files(
+    desk: Desk, submit: Callable[..., Job], work: Callable[[], None], monkeypatch: Any
+) -> None:
+    job = submit()
+    gone = desk.service.out / "gone" / "growing.png"
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.service, "picture", lambda _: gone)
+        assert look(desk, job).picture == Look().picture
+        assert "waits for its turn" in standing(desk, [job.id]).cards
+    work()
+    monkeypatch.setattr("sds3d.ui.desk.job_file", lambda *_: gone)
+    shown = look(desk, desk.service.get(job.id))
+    assert (shown.has_result, shown.model) == (True, None)
 
 
 def test_only_what_changed_is_sent(
