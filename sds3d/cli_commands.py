@@ -86,9 +86,9 @@ def _batch(call: Call) -> int:
     call.stop.way_on = str(BatchInterrupted(given.config.out))
     with call.listening() as listen:
         summary = run_batch(given.config, on_event=listen, should_stop=call.stop)
-    if not given.json:
+    if not given.json and summary.index is not None:
         call.output.line(str(summary.index))
-    return EXIT_FAILURES if summary.failed else EXIT_OK
+    return EXIT_FAILURES if summary.failed or summary.index is None else EXIT_OK
 
 
 def _app(call: Call) -> int:

@@ -176,7 +176,10 @@ class Item(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(_Event):
-    """A batch is finished: how many items came to which end, and the page that shows them."""
+    """A batch is finished: how many items came to which end, and the page that shows them.
+
+    `index` is None where that could not be written; a warning has said why.
+    """
 
     ok: int
     skipped: int
@@ -184,7 +187,7 @@ class Summary(_Event):
     unfinished: int
     bad_lines: int
     seconds: float
-    index: Path
+    index: Path | None
 
 
 Event = (

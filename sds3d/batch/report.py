@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 from collections import Counter
@@ -61,29 +62,45 @@ class Report:
         self._manifest = out / f"manifest{name}.jsonl"
         self._index = out / f"index{name}.html"
         self._rows: list[Row] = []
+        self._is_behind = False
 
     def add(self, row: Row) -> None:
-        """Take an item that ended, and make the viewer of its mesh. Raises OutputError."""
+        """Take an item that ended, and make the viewer of its mesh.
+
+        What the disk has no room for is left to the next row, or to `write`; a mesh without its
+        viewer has its pictures.
+        """
         begin = "w" if not self._rows else "a"
         self._rows.append(row)
         try:
-            with self._manifest.open(begin, encoding="ascii") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
-            if row.folder is not None and row.outcome in _MADE:
+            if self._is_behind:
+                # The last line may be half a one.
+                self._write_log()
+            else:
+                with self._manifest.open(begin, encoding="ascii") as file:
+                    file.write(_json_line(row))
+            self._is_behind = False
+        except OSError:
+            self._is_behind = True
+        if row.folder is not None and row.outcome in _MADE:
+            with contextlib.suppress(OSError):
                 write_viewer(self._out / row.folder)
-        except OSError as error:
-            raise output_error(error, self._out) from error
+
+    def _write_log(self) -> None:
+        write_atomic(self._manifest, "".join(map(_json_line, self._rows)).encode())
 
     def counts(self) -> Counter[str]:
         """How many rows have each outcome."""
         return Counter(row.outcome for row in self._rows)
 
     def write(self) -> Path:
-        """Write the log in the order of the list, and the page; returns the page's path."""
+        """Write the log in the order of the list, and the page; returns the page's path.
+
+        Raises OutputError.
+        """
         self._rows.sort(key=lambda row: row.line)
-        log = "".join(json.dumps(asdict(row)) + "\n" for row in self._rows)
         try:
-            write_atomic(self._manifest, log.encode())
+            self._write_log()
             write_atomic(self._index, self._page().encode())
         except OSError as error:
             raise output_error(error, self._out) from error
@@ -119,6 +136,10 @@ class Report:
             f'<article class="{html.escape(row.outcome)}">{picture}{title}'
             f"<p>{line}</p>{said}<p>{links}</p></article>"
         )
+
+
+def _json_line(row: Row) -> str:
+    return json.dumps(asdict(row)) + "\n"
 
 
 def _contents(folder: Path) -> tuple[set[str], object]:

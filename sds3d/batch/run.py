@@ -18,7 +18,7 @@ from sds3d.batch.config import BatchConfig
 from sds3d.batch.disk import DiskWatch
 from sds3d.batch.prompts import Line, PromptList, read_prompts
 from sds3d.batch.report import Report, Row
-from sds3d.errors import Interrupted, quoted
+from sds3d.errors import Interrupted, OutputError, quoted
 from sds3d.events import Item, Listener, Summary, Warning, ignore_event
 from sds3d.jobs.bench import Bench
 from sds3d.jobs.errors import DiskLow, WorkersFail
@@ -61,7 +61,7 @@ def run_batch(
     command: Sequence[str] = WORKER_COMMAND,
     make_bench: Callable[[], Bench] = Bench,
 ) -> Summary:
-    """Work off the list of `config`; returns the summary, its page and log written.
+    """Work off the list of `config`; returns the summary, its page and log written if they can be.
 
     The workers are processes that run `command`, or on a Ray cluster actors with what `make_bench`
     makes. Where the disk has no room the items wait for it; they count as failed when that takes
@@ -223,7 +223,7 @@ class _Batch:
     def _finish(self) -> Summary:
         for job_id, line in self._waiting.items():
             self._report.add(Row.of(line, self._service.get(job_id), "unfinished"))
-        index = self._report.write()
+        index = self._write_report()
         counts = self._report.counts()
         summary = Summary(
             ok=counts.get("ok", 0),
@@ -236,6 +236,15 @@ class _Batch:
         )
         self._on_event(summary)
         return summary
+
+    def _write_report(self) -> Path | None:
+        """The page's path; None where log and page have no room, which no run pays for."""
+        try:
+            return self._report.write()
+        except OutputError as error:
+            text = f"the runs are whole, but not the batch's log and page: {error}"
+            self._on_event(Warning(text))
+            return None
 
 
 def _outcome(job: Job) -> str:

@@ -26,6 +26,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = BatchConfig(prompts=str(prompts), out=folder / "made", steps=4, device="cpu")
     summary = run_batch(config, command=WORKER)
     assert (summary.ok, summary.failed) == (2, 1)
+    assert summary.index is not None
     return summary.index
 
 
