@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
@@ -23,7 +26,9 @@ class Autoencoder:
     A network of latents was trained on (z - shift) * scale, or on (z - mean) * scale / std where
     the autoencoder's config has a mean and a standard deviation per channel.
 
-    It computes in float32 where `dtype` is float16 and its config says that it overflows there.
+    It computes in float32 where `dtype` is float16 and the folder says that it overflows there, by
+    force_upcast in the autoencoder's config. A folder that has not that key, as those of Stable
+    Diffusion 1 and 2, is taken at the family's word, `overflows`; diffusers would fill in a true.
     """
 
     def __init__(
@@ -33,10 +38,11 @@ class Autoencoder:
         device: torch.device,
         dtype: torch.dtype,
         checkpoint: bool,
+        overflows: bool = False,
     ) -> None:
         vae = load_model(folder, "vae", AutoencoderKL, dtype, device)
         config = vae.config
-        if dtype is torch.float16 and config["force_upcast"]:
+        if dtype is torch.float16 and _written(folder).get("force_upcast", overflows):
             # Read again and not cast: what is lost in half precision stays lost.
             vae = load_model(folder, "vae", AutoencoderKL, torch.float32, device)
         if checkpoint:
@@ -82,3 +88,8 @@ class Autoencoder:
         """Images of the denoiser's latents, in their dtype."""
         z = latents * (self.std / self.scale).to(latents.dtype) + self.shift.to(latents.dtype)
         return self.vae.decode(z.to(self.vae.dtype)).sample.to(latents.dtype)
+
+
+def _written(folder: TeacherFolder) -> dict[str, Any]:
+    """The autoencoder's config as it stands in its file, which diffusers has just read."""
+    return json.loads((folder.path / "vae" / "config.json").read_text(encoding="utf-8"))

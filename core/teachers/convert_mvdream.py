@@ -134,6 +134,7 @@ def _unet(tensors: dict[str, Tensor]) -> MultiViewUNet:
 def _vae(tensors: dict[str, Tensor]) -> AutoencoderKL:
     channels = _widths(tensors, "encoder.down_blocks")
     vae = AutoencoderKL(
+        force_upcast=False,  # Stable Diffusion 2.1's, which computes in float16
         block_out_channels=channels,
         down_block_types=["DownEncoderBlock2D"] * len(channels),
         up_block_types=["UpDecoderBlock2D"] * len(channels),

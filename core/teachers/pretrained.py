@@ -296,6 +296,9 @@ class LatentPretrainedTeacher(PretrainedTeacher):
     latents_to_rgb: ClassVar[tuple[tuple[float, float, float], ...] | None] = None
     """What each channel of the latents adds to R, G and B in [-1, 1], roughly, where one knows."""
 
+    vae_overflows: ClassVar[bool] = False
+    """Whether the family's autoencoder overflows in float16, where its folder does not say."""
+
     autoencoder: Autoencoder
     latent_shape: tuple[int, int, int]
 
@@ -304,7 +307,11 @@ class LatentPretrainedTeacher(PretrainedTeacher):
     ) -> None:
         super().__init__(folder, device=device, options=options)
         self.autoencoder = Autoencoder(
-            folder, device=self.device, dtype=self.dtype, checkpoint=options.checkpoint_vae
+            folder,
+            device=self.device,
+            dtype=self.dtype,
+            checkpoint=options.checkpoint_vae,
+            overflows=self.vae_overflows,
         )
 
     def set_image_size(self, latent_side: int, multiple_of: int = 1) -> None:

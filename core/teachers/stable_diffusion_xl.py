@@ -26,6 +26,7 @@ class StableDiffusionXLTeacher(StableDiffusionTeacher):
     """
 
     latents_to_rgb = None  # it has an autoencoder of its own
+    vae_overflows = True
     _kept_sizes: tuple[tuple[int, torch.device, torch.dtype], Tensor] | None = None
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cuda_bench.measure import Setting
 
-__all__ = ["Size", "UNet", "make_unet", "make_vae"]
+__all__ = ["Size", "UNet", "make_unet", "make_vae", "vae_dtype"]
 
 Size = Literal["sd21", "sdxl"]
 
@@ -100,8 +100,21 @@ def make_unet(size: Size, setting: Setting) -> UNet:
     return UNet(unet, ask)
 
 
-def make_vae(setting: Setting) -> Callable[[Tensor], Tensor]:
-    """Stable Diffusion's encoder by its shape: images [B, 3, H, W] to latents, differentiable."""
+def vae_dtype(size: Size, device: torch.device) -> torch.dtype:
+    """What the teacher of that size computes its autoencoder in, of a folder that says nothing."""
+    from core.teachers.stable_diffusion import StableDiffusionTeacher
+    from core.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
+
+    teacher = StableDiffusionXLTeacher if size == "sdxl" else StableDiffusionTeacher
+    half = device.type == "cuda" and not teacher.vae_overflows
+    return torch.float16 if half else torch.float32
+
+
+def make_vae(size: Size, setting: Setting) -> Callable[[Tensor], Tensor]:
+    """Stable Diffusion's encoder by its shape: images [B, 3, H, W] to latents, differentiable.
+
+    That of SDXL has the same shape and computes in float32.
+    """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     # Here too the signature says less than it takes.
@@ -112,9 +125,9 @@ def make_vae(setting: Setting) -> Callable[[Tensor], Tensor]:
     }
     with torch.device(setting.device):
         vae: Any = AutoencoderKL(**shape, layers_per_block=2, latent_channels=4)
-    nn.Module.to(vae, dtype=_dtype(setting))
+    dtype = vae_dtype(size, setting.device)
+    nn.Module.to(vae, dtype=dtype)
     vae.requires_grad_(False).eval()
-    dtype = _dtype(setting)
 
     def encode(images: Tensor) -> Tensor:
         return 0.18215 * vae.encode(images.to(dtype)).latent_dist.mean.float()

@@ -177,7 +177,6 @@ def bench_512(
 ) -> Iterator[Row]:
     """Pictures of 512 pixels through an autoencoder: time, memory, and the field's share."""
     about: dict[str, Any] = {"part": "512", "points": setting.image_side**2}
-    encode = make_vae(setting)
     chosen = [way for way in ways(setting.device) if way.trains]
     for way in chosen:
         field_alone = ImageStep(setting, way=way, unet=None, encode=None)
@@ -185,7 +184,7 @@ def bench_512(
         yield timed(setting, field_alone, what=what, order="rays", **about)
         del field_alone
     for size in SIZES:
-        unet = unet_of(size, setting)
+        unet, encode = unet_of(size, setting), make_vae(size, setting)
         teacher_alone = ImageStep(setting, way=None, unet=unet, encode=encode)
         alone = timed(setting, teacher_alone, what=f"{size} and autoencoder alone", **about)
         yield alone
@@ -194,7 +193,7 @@ def bench_512(
             what = f"{size} step, {way.name}"
             yield timed(setting, step, what=what, order="rays", **about).beside(alone)
             del step
-        del unet, teacher_alone
+        del unet, encode, teacher_alone
 
 
 def bench_run(setting: Setting) -> Iterator[Row]:

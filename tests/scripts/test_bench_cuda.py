@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bench_cuda
 from cuda_bench import fields, steps
 from cuda_bench.measure import OUT_OF_MEMORY, Row, Setting, smoke, timed
-from cuda_bench.networks import Size, UNet, make_unet, make_vae
+from cuda_bench.networks import Size, UNet, make_unet, make_vae, vae_dtype
 from nerf.hash_grid import HashGridConfig, reference, tinycudann
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ def test_pictures_go_through_the_autoencoder_with_and_without_a_field(
 def test_a_step_with_a_field_moves_it_by_what_comes_through_the_autoencoder() -> None:
     way = next(fields.ways(CPU))
     step = steps.ImageStep(
-        SMALL, way=way, unet=fake_unet([])("sd21", SMALL), encode=make_vae(SMALL)
+        SMALL, way=way, unet=fake_unet([])("sd21", SMALL), encode=make_vae("sd21", SMALL)
     )
     assert step.field is not None
     before = step.field.head.weight.detach().clone()
@@ -214,3 +214,10 @@ def test_rays_are_points_in_order_along_lines_in_the_cube() -> None:
     steps = points.diff(dim=1)
     torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=0, atol=1e-6)
     assert 0 <= points.min() <= points.max() <= 1
+
+
+def test_an_autoencoder_is_timed_in_the_precision_that_its_teacher_runs_it_in() -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert vae_dtype("sd21", cuda) is torch.float16
+    assert vae_dtype("sdxl", cuda) is torch.float32
+    assert {vae_dtype(size, cpu) for size in ("sd21", "sdxl")} == {torch.float32}

@@ -8,6 +8,7 @@ packing as long as nothing else says what is right: here the published pipeline 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -444,10 +445,9 @@ def test_half_precision_holds_the_weights_and_hardly_bends_the_gradient(
         network = getattr(teacher, teacher.lora_places.network)
         assert {parameter.dtype for parameter in network.parameters()} == {getattr(torch, held)}
         if isinstance(teacher, LatentPretrainedTeacher):
-            # Where an autoencoder overflows in float16, as SDXL's does, its folder says so.
-            vae = teacher.autoencoder.vae
-            upcast = held == "float16" and vae.config["force_upcast"]
-            assert vae.dtype == (torch.float32 if upcast else getattr(torch, held))
+            # The folders here were written by diffusers, whose autoencoder says that it overflows.
+            upcast = held == "float16"
+            assert teacher.autoencoder.vae.dtype == getattr(torch, "float32" if upcast else held)
         x = normal(2, 3, 16, 16, seed=1).clamp(-1, 1).requires_grad_()
         z = encode_for(teacher, x)
         cond = teacher.encode(PROMPT).expand(2)
@@ -459,6 +459,40 @@ def test_half_precision_holds_the_weights_and_hardly_bends_the_gradient(
     whole, half = gradients
     assert float((half - whole).norm()) < 0.05 * float(whole.norm())
     assert not torch.equal(half, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "expected"),
+    [
+        # As published: the folders of Stable Diffusion 1 and 2 do not have the key.
+        ("sd-eps", None, torch.float16),
+        ("sd-eps", False, torch.float16),
+        ("sd-eps", True, torch.float32),
+        ("sdxl", None, torch.float32),
+        ("sdxl", True, torch.float32),
+        ("sdxl", False, torch.float16),
+        ("sd3", None, torch.float16),
+    ],
+)
+def test_an_autoencoder_is_float32_where_its_folder_or_its_family_says_so(
+    name: str,
+    written: bool | None,
+    expected: torch.dtype,
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / name
+    shutil.copytree(tiny_folder(name), folder)
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    del config["force_upcast"]
+    path.write_text(json.dumps(config if written is None else config | {"force_upcast": written}))
+    kind = FAMILIES[name][0]
+    for held, dtype in (("float16", expected), ("bfloat16", torch.bfloat16)):
+        teacher = kind.load(folder, options=TeacherOptions(image_size=16, dtype=held))
+        weights = {p.dtype for p in teacher.autoencoder.vae.parameters()}
+        assert weights == {dtype}
+        assert {p.dtype for p in teacher.module[0].parameters()} == {getattr(torch, held)}
 
 
 def test_the_size_of_the_training_is_the_folders(tiny_folder: Callable[[str], Path]) -> None:
