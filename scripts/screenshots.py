@@ -147,6 +147,8 @@ def _train_students(page: Page) -> None:
 
 def _show_gallery(page: Page) -> None:
     page.wait_for_selector("#gallery article img")
+    # Those below the window come when they are scrolled to, and the picture is of the whole page.
+    page.evaluate("document.querySelectorAll('#gallery img').forEach((i) => (i.loading = 'eager'))")
     page.wait_for_function(
         "() => [...document.querySelectorAll('#gallery img')].every((img) => img.complete)"
     )
