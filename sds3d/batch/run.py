@@ -7,6 +7,7 @@ and goes on with the rest, and several machines may each work on a shard of one 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -59,7 +60,7 @@ def run_batch(
     on_event: Listener = ignore_event,
     should_stop: Callable[[], bool] = lambda: False,
     command: Sequence[str] = WORKER_COMMAND,
-    make_bench: Callable[[], Bench] = Bench,
+    make_bench: Callable[[], Bench] | None = None,
 ) -> Summary:
     """Work off the list of `config`; returns the summary, its page and log written if they can be.
 
@@ -91,8 +92,10 @@ def run_batch(
                 return Supervisor(service.store, config.out, workers=count, command=command)
             from sds3d.batch.ray_run import RayWorkers
 
+            # How many of them Ray puts on one device is not known: at most all.
+            make = make_bench or functools.partial(Bench, workers=count)
             return RayWorkers(
-                config, service.store, workers=count, make_bench=make_bench, on_event=on_event
+                config, service.store, workers=count, make_bench=make, on_event=on_event
             )
 
         batch = _Batch(config, prompts, mine, service, report, on_event)

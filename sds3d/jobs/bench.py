@@ -16,7 +16,7 @@ from sds3d.teachers import look_at
 MOST_TEACHERS = 2
 """So that jobs of two teachers in turn do not read each anew."""
 MOST_OF_MEMORY = 1 / 8
-"""What the teachers that are kept may take of it together; a larger one is alone."""
+"""What those that all workers of a device keep may take of it together; a larger one is alone."""
 
 Key = tuple[TeacherName, DeviceName]
 
@@ -26,7 +26,8 @@ class Bench:
 
     `previews` is False where `make_parts` gives a loop that shows its state to no observer.
     `weight_bytes` says what a teacher of that name weighs and `memory_bytes` what its device has;
-    None where that is not known, and then it is kept alone.
+    None where that is not known, and then it is kept alone. Of what may be kept each of `workers`
+    has an equal share.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Bench:
         *,
         previews: bool = True,
         limits: LimitsConfig | None = None,
+        workers: int = 1,
         weight_bytes: Callable[[TeacherName], int | None] | None = None,
         memory_bytes: Callable[[DeviceName], int | None] | None = None,
     ) -> None:
         self._make_parts = make_parts
         self.previews = previews
         self.limits = limits or LimitsConfig()
+        self._share = MOST_OF_MEMORY / workers
         self._weight_bytes = weight_bytes or _weight_bytes
         self._memory_bytes = memory_bytes or _memory_bytes
         # The one that was used last is the last.
@@ -101,7 +104,7 @@ class Bench:
         if None in memory or None in weights:
             return False
         # Counted as if they were on one device, the smaller where they are not.
-        return sum(filter(None, weights)) <= MOST_OF_MEMORY * min(filter(None, memory), default=0)
+        return sum(filter(None, weights)) <= self._share * min(filter(None, memory), default=0)
 
 
 def free_memory() -> None:

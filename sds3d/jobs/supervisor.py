@@ -189,6 +189,7 @@ class Supervisor:
         slot.killed_because, slot.timed_out, slot.unheard = None, False, False
         command = [*self._command, "--store", str(self.store.path), "--out", str(self.out)]
         command += ["--name", slot.name, "--parent", str(os.getpid())]
+        command += ["--workers", str(len(self._slots))]
         try:
             with self.log.open("ab") as log:
                 # A session of its own, so that a Ctrl-C in the terminal is the supervisor's alone.

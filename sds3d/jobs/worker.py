@@ -134,6 +134,7 @@ def main(words: Sequence[str] | None = None, *, bench: Bench | None = None) -> i
     parser.add_argument("--out", type=Path, required=True, help="where the run folders are")
     parser.add_argument("--name", required=True, help="a name that no other worker has")
     parser.add_argument("--parent", type=int, help="the process to end with")
+    parser.add_argument("--workers", type=int, default=1, help="how many share the device")
     given = parser.parse_args(words)
     stop = Stop()
     try:
@@ -142,7 +143,7 @@ def main(words: Sequence[str] | None = None, *, bench: Bench | None = None) -> i
                 store,
                 given.out,
                 name=given.name,
-                bench=bench,
+                bench=bench or Bench(workers=given.workers),
                 is_orphaned=lambda: given.parent is not None and os.getppid() != given.parent,
             ).run(stop)
     except KeyboardInterrupt:

@@ -1,7 +1,10 @@
 """Which teachers a worker keeps: the last two, as far as memory goes."""
 
 import dataclasses
+import json
+import sys
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,8 @@ from sds3d.events import Stage, ignore_event
 from sds3d.jobs.bench import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import State
-from sds3d.jobs.worker import Worker
+from sds3d.jobs.supervisor import Supervisor
+from sds3d.jobs.worker import Worker, main
 
 WEIGHTS = {"a": 10, "b": 20, "c": 30, "large": 100, "unknown": None}
 
@@ -175,6 +179,51 @@ def test_a_teacher_that_cannot_be_loaded_alone_either_is_said_to_be_so(
     # What another teacher judges together says nothing of this one.
     if error is MemoryError:
         assert bench.views_together() is None
+
+
+@pytest.mark.parametrize(
+    ("workers", "asked", "loaded"),
+    [(2, "a b a b", "a b"), (2, "b c b", "b c b"), (3, "a b a b", "a b a b")],
+)
+def test_what_may_be_kept_is_divided_among_the_workers(
+    bench: Bench, loads: list[str], monkeypatch: Any, workers: int, asked: str, loaded: str
+) -> None:
+    monkeypatch.setattr("sds3d.jobs.bench.with_loaded", lambda parts, *_: parts)
+    one = Bench(
+        bench._make_parts,
+        workers=workers,
+        weight_bytes=bench._weight_bytes,
+        memory_bytes=bench._memory_bytes,
+    )
+    for name in asked.split():
+        one.parts(name, "cpu", ignore_event)
+    assert loads == loaded.split()
+
+
+def test_a_worker_is_told_how_many_it_shares_the_device_with(
+    service: JobService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "words.json"
+    code = f"import json, sys; open({str(record)!r}, 'w').write(json.dumps(sys.argv[1:]))"
+    with Supervisor(
+        service.store, service.out, workers=3, command=(sys.executable, "-c", code)
+    ) as supervisor:
+        supervisor.tend()
+        for slot in supervisor._slots:
+            assert slot.process is not None
+            slot.process.wait(60)
+    words = json.loads(record.read_text())
+    benches: list[Any] = []
+
+    class Recorded:
+        def __init__(self, *_: object, bench: Bench, **__: object) -> None:
+            benches.append(bench)
+
+        def run(self, _: object) -> None: ...
+
+    monkeypatch.setattr("sds3d.jobs.worker.Worker", Recorded)
+    assert main(words) == 0
+    assert benches[0]._share == pytest.approx(1 / 8 / 3)
 
 
 def test_what_the_embedded_teachers_weigh_is_known_and_that_two_of_them_fit_here() -> None:
