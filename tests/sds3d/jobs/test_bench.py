@@ -236,3 +236,6 @@ def test_what_the_embedded_teachers_weigh_is_known_and_that_two_of_them_fit_here
         assert weight is not None
         assert 10**6 < weight < 10**9
     assert memory is None or memory > 10**8
+    fits = Bench()._fit([("toybox", "cpu"), ("toybox-guided", "cpu")])
+    assert fits is (memory is not None)
+    assert not Bench()._fit([("toybox", "cpu"), ("nowhere/nothing", "cpu")])
