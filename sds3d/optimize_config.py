@@ -224,10 +224,12 @@ class OptimizeConfig:
     """What computes the hash grid: our CUDA kernels, tinycudann, Numba on the CPU, or plain torch;
     auto takes the fastest that works here."""
     table_dtype: TableDtypeName = field(default="float32", metadata=ADDED_LATER)
-    """What the hash grid's table is read as: float16 halves what our CUDA kernels fetch. It is
-    trained in float32 either way."""
+    """What the hash grid's table is read as, trained in float32 either way. With float16 our CUDA
+    kernels look up numbers of half the size, of a table that is rounded whole once a step; whether
+    that saves time is not known, as it has not been run on a GPU yet."""
     cuda_graphs: bool = field(default=False, metadata=ADDED_LATER)
-    """On CUDA, replay the teacher's network as one launch, for a little more memory."""
+    """On CUDA, replay the teacher's network as one launch, for the memory of up to four of its
+    calls, which doctor does not count. Not run on a GPU yet."""
     field: FieldOptions = field(default_factory=FieldOptions)
     image: ImageOptions = dataclasses.field(default=_IMAGE_DEFAULTS, metadata=ADDED_LATER)
     refine: RefineOptions = dataclasses.field(default=_REFINE_DEFAULTS, metadata=ADDED_LATER)

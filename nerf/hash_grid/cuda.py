@@ -5,6 +5,7 @@ fine level's cells float16 would know few apart. A float16 table gives a float16
 a float16 gradient, both computed in float32; what many points add to one entry of its gradient is
 added in float16, as in tiny-cuda-nn. A float32 table may be read as float16 (`stored`): half the
 memory traffic of the lookups, while the encoding, all gradients and what is trained stay float32.
+It is rounded whole at the first lookup after each change (`nerf.hash_grid.rounded`).
 
 The encoding lies in memory column by column, [out_dim, N] seen as [N, out_dim]: neighbouring
 threads then write to neighbouring places, and a matrix product takes either layout as it is.
@@ -25,7 +26,7 @@ from nerf.cuda import probe
 from nerf.cuda.compiler import KernelSource
 from nerf.cuda.errors import CudaKernelsUnavailable
 from nerf.cuda.launcher import kernels, require_device
-from nerf.hash_grid import differentiable, self_test
+from nerf.hash_grid import differentiable, rounded, self_test
 from nerf.hash_grid.config import HashGridConfig
 
 __all__ = ["POINT_DTYPES", "encode", "fault", "load", "point_gradient", "source"]
@@ -221,7 +222,7 @@ def _over(
         return _CudaLoops, differentiable.as_it_is
     if (stored, table.dtype) != (torch.float16, torch.float32):
         raise ValueError(f"a {table.dtype} table cannot be read as {stored}, only float32 as half.")
-    return partial(_CudaLoops, encoded=table.dtype), Tensor.half
+    return partial(_CudaLoops, encoded=table.dtype), rounded.half
 
 
 def point_gradient(

@@ -163,11 +163,11 @@ def test_what_sdxl_is_told_beside_the_text_needs_no_wait() -> None:
             told = teacher.added_conditions(Conditioning(pooled_text=pooled))["added_cond_kwargs"]
             assert simulation.waits.total() == 0
             made.append(simulation.launches.total())
+            sizes = told["time_ids"]
+            assert isinstance(sizes, OnDevice)
+            assert sizes.held.tolist() == [[1024, 1024, 0, 0, 1024, 1024]] * 2
         # At the second call nothing is made any more.
         assert made[1] < made[0]
-        sizes = told["time_ids"]
-        assert isinstance(sizes, OnDevice)
-        assert sizes.held.tolist() == [[1024, 1024, 0, 0, 1024, 1024]] * 2
 
 
 def test_the_command_prints_its_counts(
