@@ -188,7 +188,8 @@ def resume(
     """Go on with the run in the folder `path` with the options that it was started with.
 
     `device` other than "auto" moves the run to that device; its result is then no longer
-    bit-identical to an uninterrupted one. Raises the errors of `sds3d.errors`.
+    bit-identical to an uninterrupted one, as it never is on CUDA. Raises the errors of
+    `sds3d.errors`.
     """
     run = RunFolder.open(path, on_event)
     make_writable_folder(path)

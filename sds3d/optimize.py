@@ -3,7 +3,9 @@
 Each step looks at what is optimised from a few sides, asks the teacher what the view should rather
 look like, and moves it that way. Of several particles each step takes the next one in turn. A step
 is a function of the state, the config and the step's number alone: all its randomness comes from
-(seed, step), so a resumed run repeats the uninterrupted one bit for bit on the same machine.
+(seed, step), so a resumed run repeats the uninterrupted one, on the same machine's CPU bit for bit.
+On CUDA many threads add to one entry of the table in the order in which they come, so that the last
+bits of two runs differ there.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def reproduce(
     """Generate anew with the recorded options and compare.
 
     A Warning event names every difference: of version, teacher, machine, and of each file. On the
-    same machine and versions there is none. The Result event comes after them. Raises RunError for
+    same machine's CPU and versions there is none. The Result event comes after them. Raises RunError for
     a result.json that cannot be used, and the other errors of `sds3d.errors`.
     """
     recorded, options = read_result(config.result)
