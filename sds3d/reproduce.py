@@ -44,8 +44,8 @@ def reproduce(
     """Generate anew with the recorded options and compare.
 
     A Warning event names every difference: of version, teacher, machine, and of each file. On the
-    same machine's CPU and versions there is none. The Result event comes after them. Raises RunError for
-    a result.json that cannot be used, and the other errors of `sds3d.errors`.
+    same machine's CPU and versions there is none. The Result event comes after them. Raises
+    RunError for a result.json that cannot be used, and the other errors of `sds3d.errors`.
     """
     recorded, options = read_result(config.result)
     if config.out.resolve() == config.result.resolve().parent.parent:
