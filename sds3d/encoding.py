@@ -32,13 +32,13 @@ def check_encoding(config: GenerateConfig) -> str | None:
             "auto, or --device cuda where there is a device"
         )
     if name == "auto":
-        return fallback(device)
+        return fallback(device, config.optimize.field.n_features)
     import torch
 
     from nerf.hash_grid import choose_backend
 
     try:
-        choose_backend(name, torch.device(device))
+        choose_backend(name, torch.device(device), n_features=config.optimize.field.n_features)
     except RuntimeError as error:
         reason = str(error).partition("is not available: ")[2].partition("; choose")[0]
         raise ConfigError(
@@ -47,8 +47,11 @@ def check_encoding(config: GenerateConfig) -> str | None:
     return None
 
 
-def fallback(device: str) -> str | None:
-    """Why auto takes a slower path on a device than its kernels would be; None if it does not."""
+def fallback(device: str, n_features: int = 2) -> str | None:
+    """Why auto takes a slower path on a device than its kernels would be; None if it does not.
+
+    n_features: of the hash grid, which has kernels for each number.
+    """
     if device == "cpu":
         return None
     import torch
@@ -56,7 +59,7 @@ def fallback(device: str) -> str | None:
     from nerf.cuda import rays
     from nerf.hash_grid import choose_backend
 
-    backend, reason = choose_backend("auto", torch.device(device))
+    backend, reason = choose_backend("auto", torch.device(device), n_features=n_features)
     if backend != "cuda":
         return f"the hash grid is computed by {backend}: {reason}"
     works, reason = rays.load(torch.device(device))

@@ -3,7 +3,8 @@
 A kernel that reaches for memory that is not its own ends CUDA for the whole process that launched
 it: after it nothing can be computed there, by plain torch neither, and there is nothing to fall
 back to. So a process that has nothing to lose launches them first, once for each (sources, device,
-driver, versions); what it found lies beside the compiled kernels.
+driver, versions, and kind of table of the hash grid); what it found lies beside the compiled
+kernels.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ Part = Literal["hash grid", "rays", "tinycudann"]
 OURS: tuple[Part, ...] = ("hash grid", "rays")
 FOREIGN: tuple[Part, ...] = ("tinycudann",)
 """Asked by itself, and only where it is installed."""
+
+Tables = tuple[int, torch.dtype]
+"""Features of an entry and dtype: the hash grid's kernels are compiled anew for each."""
+COMMON: Tables = (2, torch.float32)
+"""Asked about together with the rays."""
+_DTYPES = {str(dtype): dtype for dtype in (torch.float16, torch.float32, torch.float64)}
 
 PROBE_SECONDS = 120.0
 """Time for the start of Python, of CUDA, the compiler, and the tests."""
@@ -62,8 +69,10 @@ Command = Callable[[Sequence[Part]], Sequence[str]]
 """The command that tests parts and prints a line of JSON for each, `[part, fault or null]`."""
 
 
-def verdict(part: Part, device: torch.device) -> Verdict:
+def verdict(part: Part, device: torch.device, tables: Tables = COMMON) -> Verdict:
     """What the self-test of a part finds on a CUDA device, in another process.
+
+    tables: of the hash grid, those that it is to compute.
 
     Unknown on other devices, and where no such process can be had: the caller tests for itself.
     Raises CudaKernelsUnavailable where there is no NVRTC.
@@ -71,13 +80,14 @@ def verdict(part: Part, device: torch.device) -> Verdict:
     if device.type != "cuda":
         return UNKNOWN
     index = torch.cuda.current_device() if device.index is None else device.index
-    return _verdicts(index, FOREIGN if part in FOREIGN else OURS).get(part, UNKNOWN)
+    parts = FOREIGN if part in FOREIGN else OURS if tables == COMMON else (part,)
+    return _verdicts(index, parts, tables).get(part, UNKNOWN)
 
 
 @cache
-def _verdicts(index: int, parts: tuple[Part, ...]) -> Verdicts:
-    kept, command = KernelCache(default_folder()), partial(_command, index)
-    return kept_or_asked(_key(index, parts), kept, command, parts=parts)
+def _verdicts(index: int, parts: tuple[Part, ...], tables: Tables) -> Verdicts:
+    kept, command = KernelCache(default_folder()), partial(_command, index, tables=tables)
+    return kept_or_asked(_key(index, parts, tables), kept, command, parts=parts)
 
 
 def kept_or_asked(
@@ -208,8 +218,8 @@ def _read(kept: bytes | None, parts: Sequence[Part]) -> Verdicts | None:
     return {part: Verdict(known=True, fault=fault) for part, fault in found.items()}
 
 
-def _key(index: int, parts: Sequence[Part]) -> str:
-    """Name of what decides the tests' outcome: the code, the device, its driver, the versions."""
+def _key(index: int, parts: Sequence[Part], tables: Tables = COMMON) -> str:
+    """Name of what decides the outcome: the code, the device, its driver, versions, the tables."""
     files = [path for name in _PACKAGES for path in sorted((_ROOT / name).rglob("*.*"))]
     code = [
         path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".cu", ".cuh")
@@ -217,7 +227,7 @@ def _key(index: int, parts: Sequence[Part]) -> str:
     properties = torch.cuda.get_device_properties(index)
     about = [properties.name, properties.major, properties.minor, torch.__version__]
     maker = [_build_of("tinycudann") if part in FOREIGN else nvrtc_version() for part in parts]
-    document = [code, about, list(parts), maker, _driver()]
+    document = [code, about, list(parts), maker, _driver(), *map(str, tables)]
     return f"probe-{hashlib.sha256(json.dumps(document).encode()).hexdigest()[:32]}"
 
 
@@ -238,8 +248,9 @@ def _driver() -> str:
     return str(torch._C._cuda_getDriverVersion())  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _command(index: int, parts: Sequence[Part]) -> Sequence[str]:
-    return [sys.executable or "python", "-c", _RUN, str(_ROOT.parent), str(index), *parts]
+def _command(index: int, parts: Sequence[Part], tables: Tables = COMMON) -> Sequence[str]:
+    start = [sys.executable or "python", "-c", _RUN, str(_ROOT.parent), str(index)]
+    return [*start, *map(str, tables), *parts]
 
 
 def main() -> None:
@@ -247,12 +258,13 @@ def main() -> None:
     from nerf.cuda import rays
     from nerf.hash_grid import cuda, self_test, tinycudann
 
-    device = torch.device("cuda", int(sys.argv[2]))
+    index, n_features, dtype, *parts = sys.argv[2:]
+    device = torch.device("cuda", int(index))
     tests: dict[Part, Callable[[torch.device], str | None]] = {
-        "hash grid": cuda.fault,
+        "hash grid": partial(cuda.fault, n_features=int(n_features), dtype=_DTYPES[dtype]),
         "rays": rays.fault,
         "tinycudann": partial(self_test.fault, tinycudann.encode),
     }
     for part in get_args(Part):
-        if part in sys.argv[3:]:
+        if part in parts:
             print(json.dumps([part, tests[part](device)]), flush=True)

@@ -73,32 +73,40 @@ class _Work(ctypes.Structure):
 
 
 @cache
-def load(device: torch.device) -> tuple[bool, str]:
-    """Whether the kernels work on a CUDA device, and a sentence on why.
+def load(
+    device: torch.device, n_features: int = 2, dtype: torch.dtype = torch.float32
+) -> tuple[bool, str]:
+    """Whether the kernels for such tables work on a CUDA device, and a sentence on why.
 
-    The first call for a device compiles and loads them and compares them with the reference, in a
-    process of their own where that can be had: a kernel may take its process with it.
+    The first call for a device and a kind of table compiles and loads them and compares them with
+    the reference, in a process of their own where that can be had: a kernel may take its process
+    with it.
     """
     try:
         require_device(device)
-        looked = probe.verdict("hash grid", device)
+        looked = probe.verdict("hash grid", device, (n_features, dtype))
         if looked.fault is None:
-            kernels(source(2, torch.float32), device)
+            kernels(source(n_features, dtype), device)
     except CudaKernelsUnavailable as error:
         return False, f"our CUDA kernels cannot be had: {error}"
-    wrong = looked.fault if looked.known else fault(device)
+    wrong = looked.fault if looked.known else fault(device, n_features, dtype)
     if wrong is not None:
         return False, f"our CUDA kernels are not used: {wrong}"
     return True, "our CUDA kernels, which passed their self-test"
 
 
-def fault(device: torch.device) -> str | None:
+def fault(
+    device: torch.device, n_features: int = 2, dtype: torch.dtype = torch.float32
+) -> str | None:
     """What is wrong with the kernels' results on a device, in plain words; None if nothing.
 
-    Of float32 tables, as they are and read as float16.
+    Of tables of n_features and a dtype; float32 ones as they are and read as float16.
     """
+    wrong = self_test.fault(encode, device, dtype, n_features)
+    if wrong is not None or dtype != torch.float32:
+        return wrong
     half = partial(encode, stored=torch.float16)
-    return self_test.fault(encode, device) or self_test.fault(half, device, torch.float16)
+    return self_test.fault(half, device, dtype, n_features, torch.float16)
 
 
 @cache

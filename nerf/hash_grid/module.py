@@ -20,24 +20,34 @@ _ENCODE = {
 
 
 def choose_backend(
-    backend: Backend, device: torch.device, dtype: torch.dtype = torch.float32
+    backend: Backend,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    n_features: int = 2,
 ) -> tuple[Chosen, str]:
-    """The backend that computes tables of this device and dtype, and the reason in plain words.
+    """The backend that computes tables of this device, dtype and number of features an entry, and
+    the reason in plain words.
 
     Raises ValueError for a backend that cannot, RuntimeError for one that is not installed or does
-    not work. The first choice on a CUDA device compiles the kernels and tests them.
+    not work. The first choice for a kind of table on a CUDA device compiles the kernels and tests
+    them.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend is {backend!r}; choose one of {get_args(Backend)}.")
     if backend == "auto":
-        return _fastest(device, dtype)
+        return _fastest(device, dtype, n_features)
     if backend == "torch":
         return "torch", "asked for"
     fits, what = _fits(backend, device, dtype)
     # What is missing is said before what does not fit it.
     if backend == "cuda" or backend == "tinycudann":
         at = device if device.type == "cuda" else torch.device("cuda")
-        works, reason = cuda.load(at) if backend == "cuda" else tinycudann.works(at)
+        if backend == "tinycudann":
+            works, reason = tinycudann.works(at)
+        else:
+            # What no kernel is made for is refused below, and not compiled to see.
+            made_for = dtype if dtype in cuda.POINT_DTYPES else torch.float32
+            works, reason = cuda.load(at, n_features, made_for)
         if not works:
             raise RuntimeError(f'backend "{backend}" is not available: {reason}; choose "auto".')
     if not fits:
@@ -61,12 +71,12 @@ def _fits(
     return fits, "float16, float32 and float64 tables on CUDA"
 
 
-def _fastest(device: torch.device, dtype: torch.dtype) -> tuple[Chosen, str]:
+def _fastest(device: torch.device, dtype: torch.dtype, n_features: int) -> tuple[Chosen, str]:
     if _fits("numba", device, dtype)[0]:
         return "numba", "compiled loops, the fastest on a CPU"
     reasons: list[str] = []
     if _fits("cuda", device, dtype)[0]:
-        works, reason = cuda.load(device)
+        works, reason = cuda.load(device, n_features, dtype)
         if works:
             return "cuda", reason
         reasons.append(reason)
@@ -123,7 +133,8 @@ class HashGrid(nn.Module):
             raise ValueError(f"read_as is {read_as}; choose torch.float32 or torch.float16.")
         # An unknown name or a missing package shows here; devices may still change.
         on_cuda = backend in ("cuda", "tinycudann")
-        choose_backend(backend, torch.device("cuda" if on_cuda else "cpu"))
+        at = torch.device("cuda" if on_cuda else "cpu")
+        choose_backend(backend, at, torch.float32, config.n_features)
         if generator is None:
             generator = torch.Generator().manual_seed(0)
         self.config = config
@@ -202,4 +213,5 @@ class HashGrid(nn.Module):
             raise ValueError(
                 f"points are on {points.device} but the table is on {self.table.device}; move one."
             )
-        return choose_backend(self.backend, self.table.device, self.table.dtype)[0]
+        table, n_features = self.table, self.config.n_features
+        return choose_backend(self.backend, table.device, table.dtype, n_features)[0]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nerf.cuda import probe, rays
+from nerf.cuda.compiler import KernelSource
 from nerf.cuda.errors import CudaKernelsUnavailable
 from nerf.cuda.kernel_cache import KernelCache
 from nerf.cuda.probe import UNKNOWN, Part, Verdict, ask, kept_or_asked
@@ -192,7 +193,11 @@ def test_the_key_is_of_the_code_the_device_and_the_driver(monkeypatch: pytest.Mo
     keys.append(probe._key(0, probe.OURS))
     monkeypatch.setattr(probe, "_PACKAGES", ("cuda",))
     keys.append(probe._key(0, probe.OURS))
-    assert len(set(keys)) == 5
+    keys += [
+        probe._key(0, ("hash grid",), tables)
+        for tables in ((2, torch.float32), (4, torch.float32), (2, torch.float16))
+    ]
+    assert len(set(keys)) == 8
 
 
 def test_a_verdict_refuses_the_kernels_without_launching_one(
@@ -203,7 +208,7 @@ def test_a_verdict_refuses_the_kernels_without_launching_one(
     for module in (cuda, rays):
         monkeypatch.setattr(module, "require_device", lambda _: None)
         monkeypatch.setattr(module, "kernels", lambda *_: pytest.fail("loaded"))
-        monkeypatch.setattr(module, "fault", lambda _: pytest.fail("launched"))
+        monkeypatch.setattr(module, "fault", lambda *_: pytest.fail("launched"))
     monkeypatch.setattr(probe, "verdict", lambda *_: broken)
     for module in (cuda, rays):
         works, reason = module.load.__wrapped__(device)
@@ -218,8 +223,51 @@ def test_a_verdict_refuses_the_kernels_without_launching_one(
     # Not known: it is tested here.
     monkeypatch.setattr(probe, "verdict", lambda *_: UNKNOWN)
     for module in (cuda, rays):
-        monkeypatch.setattr(module, "fault", lambda _: "they are off")
+        monkeypatch.setattr(module, "fault", lambda *_: "they are off")
         assert module.load.__wrapped__(device)[1].endswith("are not used: they are off")
+
+
+def test_each_kind_of_table_is_tested_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    asked: list[tuple[object, ...]] = []
+
+    def found(index: int, parts: tuple[Part, ...], tables: probe.Tables) -> probe.Verdicts:
+        asked.append((index, parts, tables))
+        broken = tables[0] == 8
+        return {part: Verdict(known=True, fault="off by 1" if broken else None) for part in parts}
+
+    loaded: list[KernelSource] = []
+    monkeypatch.setattr(probe, "_verdicts", found)
+    monkeypatch.setattr(cuda, "require_device", lambda _: None)
+    monkeypatch.setattr(cuda, "kernels", lambda source, _: loaded.append(source))
+    load = cuda.load.__wrapped__
+    assert load(device)[0]
+    assert load(device, 4, torch.float16)[0]
+    assert load(device, 8, torch.float32) == (False, "our CUDA kernels are not used: off by 1")
+    assert asked == [
+        (0, probe.OURS, (2, torch.float32)),
+        (0, ("hash grid",), (4, torch.float16)),
+        (0, ("hash grid",), (8, torch.float32)),
+    ]
+    assert loaded == [cuda.source(2, torch.float32), cuda.source(4, torch.float16)]
+
+
+def test_the_process_tests_the_tables_that_it_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+
+    def fault(device: torch.device, n_features: int, dtype: torch.dtype) -> str:
+        asked.append((device, n_features, dtype))
+        return "off by 1"
+
+    monkeypatch.setattr(cuda, "fault", fault)
+    monkeypatch.setattr(rays, "fault", lambda _: pytest.fail("not asked for"))
+    command = probe._command(1, ("hash grid",), (8, torch.float64))
+    monkeypatch.setattr(sys, "argv", ["-c", *command[3:]])
+    probe.main()
+    assert asked == [(torch.device("cuda", 1), 8, torch.float64)]
+    assert json.loads(capsys.readouterr().out) == ["hash grid", "off by 1"]
 
 
 def test_other_devices_are_not_asked_about_in_another_process() -> None:

@@ -211,6 +211,43 @@ def test_what_does_not_compile_or_compute_is_not_loaded(monkeypatch: pytest.Monk
     assert load(cpu) == (False, "our CUDA kernels cannot be had: NVRTC is not installed")
 
 
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("n_features", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_the_self_test_is_of_the_tables_that_are_asked_for(
+    dtype: torch.dtype, n_features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    assert cuda.fault(cpu, n_features, dtype) is None
+    launched: set[tuple[int, torch.dtype]] = set()
+    encode = cuda.encode
+
+    def off(points: Tensor, table: Tensor, config: HashGridConfig, *stored: Any) -> Tensor:
+        launched.add((config.n_features, table.dtype))
+        return encode(points, 1.1 * table, config, *stored)
+
+    monkeypatch.setattr(cuda, "encode", off)
+    assert "the encoding is off by" in str(cuda.fault(cpu, n_features, dtype))
+    assert launched == {(n_features, dtype)}
+
+
+def test_a_grid_asks_for_the_kernels_of_its_own_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load(*kind: object) -> tuple[bool, str]:
+        asked.append(kind[1:])
+        return True, "for a test"
+
+    monkeypatch.setattr(cuda, "load", load)
+    device = torch.device("cuda")
+    assert module.choose_backend("auto", device, torch.float16, 4)[0] == "cuda"
+    HashGrid(HashGridConfig(n_levels=2, n_features=8, log2_table_size=8), "cuda")
+    assert asked == [(4, torch.float16), (8, torch.float32)]
+    with pytest.raises(ValueError, match='backend "cuda" computes float16'):
+        module.choose_backend("cuda", device, torch.bfloat16, 1)
+    assert asked[-1] == (1, torch.float32)
+
+
 # --- a float32 table that is read as float16 ----------------------------------------------------
 
 
