@@ -218,7 +218,7 @@ def gains(config: JanusConfig, rows: Mapping[Setting, Sequence[Cell]]) -> str:
         ]
         for setting, cells in rows.items()
     }
-    whole = [setting for setting in measured if len(measured[setting]) == len(keys)]
+    whole: list[Setting] = [name for name in rows if len(measured[name]) == len(keys)]
     if len(whole) < 2:
         return ""
     lines = [

@@ -21,7 +21,7 @@ def test_what_torch_raises_on_the_cpu_is_one_and_other_errors_are_not() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
     with pytest.raises(RuntimeError) as caught:
-        torch.zeros(2) @ torch.zeros(3)
+        torch.dot(torch.zeros(2), torch.zeros(3))
     assert not is_out_of_memory(caught.value)
     assert not is_out_of_memory(ValueError(str(refusal())))
 
