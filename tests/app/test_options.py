@@ -111,14 +111,15 @@ def test_the_words_beside_a_field_are_those_of_the_command_line() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_form_of_a_preset_means_the_preset(preset: str) -> None:
-    wish = wish_of_form("a mushroom", "", 3, preset, "toybox", *preset_values(preset))
+    teacher = PRESETS[preset].teacher
+    wish = wish_of_form("a mushroom", "", 3, preset, teacher, *preset_values(preset))
     config = wish.config()
     assert to_dict(config) == to_dict(Wish(prompt="a mushroom", seed=3, preset=preset).config())
     assert wish_of_form(*form_of(config)).config() == config
     # An empty field leaves it to the preset.
     empty = [None] * len(all_choices())
     assert read_values(empty) == {}
-    assert wish_of_form("a mushroom", "", 3, preset, "toybox", *empty).config() == config
+    assert wish_of_form("a mushroom", "", 3, preset, teacher, *empty).config() == config
 
 
 def test_the_form_has_a_component_for_each_with_its_help() -> None:
