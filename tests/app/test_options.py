@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sds3d.config import GenerateConfig, MeshConfig
+from sds3d.config import GenerateConfig, MeshConfig, PresetName
 from sds3d.config_json import to_dict
 from sds3d.optimize_config import OptimizeConfig
 from sds3d.presets import PRESETS, generate_config
@@ -110,7 +110,7 @@ def test_the_words_beside_a_field_are_those_of_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_form_of_a_preset_means_the_preset(preset: str) -> None:
+def test_the_form_of_a_preset_means_the_preset(preset: PresetName) -> None:
     teacher = PRESETS[preset].teacher
     wish = wish_of_form("a mushroom", "", 3, preset, teacher, *preset_values(preset))
     config = wish.config()
