@@ -18,7 +18,7 @@ from .config import TeacherName
 from .errors import TeacherError
 from .optimize_config import OptimizeConfig
 from .presets import with_teacher
-from .teachers import joined_views, look_at
+from .teachers import JOINED_VIEWS, look_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def needs_of(name: TeacherName) -> TeacherNeeds:
         return TeacherNeeds()
     read = _READ.get(folder.class_name)
     known = {} if read is None else read(folder)
-    return TeacherNeeds(views_per_object=joined_views(name), **known)
+    return TeacherNeeds(views_per_object=JOINED_VIEWS.get(folder.class_name, 1), **known)
 
 
 def fitted(options: OptimizeConfig, teacher: TeacherName, needs: TeacherNeeds) -> OptimizeConfig:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports these libraries: they read their environment once, at import.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +23,9 @@ os.environ["HF_HOME"] = _caches
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+if TYPE_CHECKING:
+    from host_kernels import HostBuilds
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,6 +59,17 @@ def pytest_unconfigure() -> None:
 def _two_threads() -> None:
     """The same number of threads on every machine, so that sums come out in the same order."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def host_builds(tmp_path_factory: pytest.TempPathFactory) -> "HostBuilds":
+    """Builds CUDA kernels for the host. Skips where there is no C++ compiler."""
+    from host_kernels import HostBuilds, system_compiler
+
+    compiler = system_compiler()
+    if compiler is None:
+        pytest.skip("no g++ or clang++ here: the kernels are not built for the host")
+    return HostBuilds(compiler, tmp_path_factory.mktemp("kernels"))
 
 
 def _is_of_this_machine(address: str) -> bool:

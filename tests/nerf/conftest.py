@@ -6,18 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from host_kernels import HostBuilds, system_compiler
+from host_kernels import HostBuilds
 from nerf.cuda import launcher
 from nerf.hash_grid import cuda as hash_grid_cuda
-
-
-@pytest.fixture(scope="session")
-def host_builds(tmp_path_factory: pytest.TempPathFactory) -> HostBuilds:
-    """Builds CUDA kernels for the host. Skips where there is no C++ compiler."""
-    compiler = system_compiler()
-    if compiler is None:
-        pytest.skip("no g++ or clang++ here: the kernels are not built for the host")
-    return HostBuilds(compiler, tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture

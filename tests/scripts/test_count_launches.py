@@ -18,7 +18,7 @@ from core.distillation.score.sds import eps_weighting
 from core.prediction import Parametrisation, Prediction
 from core.schedule import FlowSchedule
 from core.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
-from host_kernels import HostBuilds, system_compiler
+from host_kernels import HostBuilds
 from nerf.transfer import to_device
 from sds3d.optimize import Optimization, StepClock
 from sds3d.optimize_config import FieldOptions
@@ -36,14 +36,6 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> HostBuilds:
-    compiler = system_compiler()
-    if compiler is None:
-        pytest.skip("no g++ or clang++ here: the kernels are not built for the host")
-    return HostBuilds(compiler, tmp_path_factory.mktemp("kernels"))
-
-
 def unused(*_: object) -> Any:
     raise AssertionError("no kernel of ours is asked here")
 
@@ -58,9 +50,9 @@ def unused(*_: object) -> Any:
     ],
 )
 def test_a_step_waits_for_the_device_three_times_and_a_later_update_once_more(
-    builds: HostBuilds, options: dict[str, Any]
+    host_builds: HostBuilds, options: dict[str, Any]
 ) -> None:
-    found = count_launches.count("none", builds, **SMALL, **options)
+    found = count_launches.count("none", host_builds, **SMALL, **options)
     # The number of samples that there are, of those that count, and what the host reads of a step.
     assert found["without"].waits == {
         "number read in nerf/cuda/march.py": 1,
@@ -171,7 +163,7 @@ def test_what_sdxl_is_told_beside_the_text_needs_no_wait() -> None:
 
 
 def test_the_command_prints_its_counts(
-    builds: HostBuilds, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    host_builds: HostBuilds, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = count_launches.Counts(launches=9, teacher_network=2, ours={"look": 1}, waits={"a": 3})
     monkeypatch.setattr(count_launches, "count", lambda *_: {"with": counts})

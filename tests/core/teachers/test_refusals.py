@@ -15,6 +15,18 @@ from sds3d import cli
 STEM = "diffusion_pytorch_model.safetensors"
 
 
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+
+
+def refusal(error: str) -> str:
+    """The one line of ours in what a command said."""
+    assert "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("sds3d: ")]
+    return line
+
+
 def in_shards(folder: Path, of: str) -> None:
     """The UNet in one shard, with an index that says `of` of each tensor."""
     unet = folder / "unet"
@@ -78,13 +90,11 @@ def test_too_little_memory_for_a_teacher_is_not_called_damage(
         except RuntimeError as error:
             raise OSError("Unable to load weights from checkpoint file") from error
 
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
     monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", exhausted)
     words = ["generate", "a mug", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert cli.main([*words, "--teacher", str(tiny_folder("sd-eps"))]) == 2
     error = capsys.readouterr().err
-    assert "Traceback" not in error
-    (line,) = [line for line in error.splitlines() if line.startswith("sds3d: ")]
+    line = refusal(error)
     assert line.startswith("sds3d: out of memory")
     assert "damaged" not in error
 
@@ -102,10 +112,8 @@ def test_a_teacher_that_is_not_whole_is_one_line(
     fault: str,
     tiny_folder: Callable[[str], Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
     whole, damage = tiny_folder("sd-eps"), FAULTS[fault]
     folder = Path(shutil.copytree(whole, tmp_path / "teacher"))
     damage[0](folder)
@@ -114,9 +122,7 @@ def test_a_teacher_that_is_not_whole_is_one_line(
     if flag == "--refine-teacher":
         words += ["--teacher", str(whole), "--refine-steps", "1"]
     assert cli.main([*words, flag, str(folder)]) == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    (line,) = [line for line in error.splitlines() if line.startswith("sds3d: ")]
+    line = refusal(capsys.readouterr().err)
     assert damage[1] in line
     assert "download or copy the folder again" in line
     assert not list(out.glob("*/result.json"))
@@ -138,25 +144,20 @@ def test_what_a_teacher_cannot_do_is_refused_before_the_run_has_a_folder(
     said: str,
     tiny_folder: Callable[[str], Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
     out = tmp_path / "out"
     command = ["generate", "a mug", "--device", "cpu", "--steps", "1", "--out", str(out)]
     assert cli.main([*command, "--teacher", str(tiny_folder(name)), *words]) == 2
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("sds3d: ")]
-    assert line.startswith(f"sds3d: {said}")
+    assert refusal(capsys.readouterr().err).startswith(f"sds3d: {said}")
     assert not list(out.iterdir())
 
 
 def test_a_longer_prompt_than_is_read_is_one_warning_of_ours(
     tiny_folder: Callable[[str], Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
     words = ["preview", "mushroom " * 12, "--device", "cpu", "--sample-steps", "1"]
     out = ["--teacher", str(tiny_folder("sd-eps")), "--out", str(tmp_path / "out")]
     assert cli.main([*words, *out]) == 0

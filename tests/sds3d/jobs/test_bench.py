@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sds3d.events import Stage, ignore_event
+from sds3d.generate import Parts
 from sds3d.jobs.bench import Bench
 from sds3d.jobs.service import JobService
 from sds3d.jobs.states import State
@@ -96,6 +97,19 @@ def test_there_are_never_two_in_memory_that_do_not_fit(
     assert held == [0, 1, 1, 0, 0]
 
 
+def bench_with_another(parts: Parts, service: JobService) -> Bench:
+    """One that keeps a teacher of other jobs, and has room for a second."""
+    bench = Bench(
+        lambda _: parts,
+        previews=False,
+        limits=service.limits,
+        weight_bytes=lambda _: 1,
+        memory_bytes=lambda _: 100,
+    )
+    bench.parts("another", "cpu", ignore_event)
+    return bench
+
+
 def test_a_teacher_of_other_jobs_goes_before_a_job_is_made_smaller(
     service: JobService, make_config: Any, fakes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,14 +123,7 @@ def test_a_teacher_of_other_jobs_goes_before_a_job_is_made_smaller(
         return loop(config, teacher, **how)
 
     made = fakes.make_parts(loop=optimize)
-    bench = Bench(
-        lambda _: made,
-        previews=False,
-        limits=service.limits,
-        weight_bytes=lambda _: 1,
-        memory_bytes=lambda _: 100,
-    )
-    bench.parts("another", "cpu", ignore_event)
+    bench = bench_with_another(made, service)
     job = service.submit(make_config())
     Worker(service.store, service.out, name="w", bench=bench).run(until_idle=True)
     done = service.get(job.id)
@@ -139,14 +146,7 @@ def test_a_teacher_of_other_jobs_goes_where_the_next_one_cannot_be_loaded_beside
             raise MemoryError
         return teacher
 
-    bench = Bench(
-        lambda _: dataclasses.replace(made, load_teacher=load),
-        previews=False,
-        limits=service.limits,
-        weight_bytes=lambda _: 1,
-        memory_bytes=lambda _: 100,
-    )
-    bench.parts("another", "cpu", ignore_event)
+    bench = bench_with_another(dataclasses.replace(made, load_teacher=load), service)
     job = service.submit(make_config())
     Worker(service.store, service.out, name="w", bench=bench).run(until_idle=True)
     done = service.get(job.id)
